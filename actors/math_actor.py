@@ -1,0 +1,122 @@
+"""The actor: samples with vLLM, grades with the task, hands over transitions with mu's log-probabilities."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import vllm
+from oat.algorithms.ppo import PPOActor, PPOArgs
+from oat.oracles.base import PreferenceOracleBase, RewardOracleBase
+from oat.types import TransitionData
+
+from actors.engine import SamplingEngine
+from tasks.prompts import Prompt
+
+
+class TaskOracle(RewardOracleBase, PreferenceOracleBase):
+    """A task's grader in the shape that Oat's actors ask for.
+
+    Args:
+        grade: (responses, references) -> rewards.
+    """
+
+    def __init__(self, grade: Callable[[list[str], list[str]], list[float]]):
+        self.grade = grade
+
+    def get_reward(self, inputs, responses, references, batch_size=4):
+        """Rewards of N responses as an (N,) FP32 tensor, and an empty metric."""
+        del inputs, batch_size
+        return torch.tensor(self.grade(list(responses), list(references)), dtype=torch.float32), {}
+
+    def compare(self, inputs, candidates_A, candidates_B, batch_size=4, return_probs=False, disable_tqdm=False):
+        """Oat's evaluation: the reward of A against the reference B, as an (N,) array."""
+        del batch_size, return_probs, disable_tqdm
+        rewards, info = self.get_reward(inputs, candidates_A, candidates_B)
+        return rewards.numpy(), info
+
+
+class PassThrough:
+    """What Oat's actor uses to send transitions to another process; here the learner is in this one."""
+
+    def serialize_ipc(self, data):
+        return data
+
+
+class MathActor(PPOActor):
+    """Oat's PPOActor on an engine in this process.
+
+    Sampling, grading and the making of transitions (`step`) and evaluation (`generate_and_maybe_eval`) are Oat's. What
+    is different: prompts are token ids, so that no template meets a tokenizer twice; the engine is built in the dtype
+    that was asked for; and each step is seeded, so that it is a function of (seed, step, weights) alone. (Oat takes the
+    engine's seed from the clock.)
+
+    Args:
+        args: Oat's arguments.
+        engine: the sampler.
+        grade: the task's grader.
+        stop: strings that end a response and stay in it.
+    """
+
+    def __init__(
+        self,
+        args: PPOArgs,
+        engine: SamplingEngine,
+        grade: Callable[[list[str], list[str]], list[float]],
+        stop: tuple[str, ...] = (),
+    ):
+        super().__init__(ipc_server=None, vllm_args={}, args=args)
+        self.engine, self.llm = engine, engine.llm
+        self.oracle, self.oracle_batch_size = TaskOracle(grade), args.oracle_batch_size
+        self.ipc_client = PassThrough()
+        stopping = {"stop": list(stop), "include_stop_str_in_output": True} if stop else {}
+        self.sampling_params = vllm.SamplingParams(
+            n=args.num_samples,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            max_tokens=args.generate_max_length,
+            logprobs=0,  # of the sampled token alone
+            **stopping,
+        )
+        self.eval_sampling_params = vllm.SamplingParams(
+            n=args.eval_n,
+            temperature=args.eval_temperature,
+            top_p=args.eval_top_p,
+            max_tokens=args.eval_generate_max_length,
+            **stopping,
+        )
+
+    def generate(self, prompts: list[list[int]], sampling_params: vllm.SamplingParams) -> list[vllm.RequestOutput]:
+        """Sample every prompt (token ids); outputs come in the order of the prompts."""
+        tokens = [{"prompt_token_ids": ids} for ids in prompts]
+        return self.llm.generate(tokens, sampling_params=sampling_params, use_tqdm=False)
+
+    def sample(self, prompts: list[Prompt], seed: int) -> list[TransitionData]:
+        """Oat's `step`, seeded.
+
+        Returns:
+            One transition per response, the responses of a prompt next to each other; ``info`` holds Oat's
+            ``actor/generate_time`` and ``actor/verify_time``, seconds.
+        """
+        torch.manual_seed(seed)
+        return self.step(
+            [prompt.question for prompt in prompts],
+            [prompt.token_ids for prompt in prompts],
+            [prompt.reference for prompt in prompts],
+        )
+
+    def evaluate(self, prompts: list[Prompt], seed: int) -> tuple[list[list[str]], np.ndarray]:
+        """Sample ``eval_n`` responses of each prompt and grade them.
+
+        Returns:
+            Responses and their rewards, both of shape (prompts, eval_n).
+        """
+        torch.manual_seed(seed)
+        self.notify_eval_start()
+        responses, rewards = self.generate_and_maybe_eval(
+            [prompt.question for prompt in prompts],
+            [prompt.token_ids for prompt in prompts],
+            [prompt.reference for prompt in prompts],
+        )
+        self.notify_eval_done()
+        return responses, rewards

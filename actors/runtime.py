@@ -1,0 +1,106 @@
+"""Oat in one process: what stands in for Launchpad, Plasma and, on a CPU, torch.cuda.
+
+Oat 0.2.4 was written for a program of several processes on GPUs in 2025: learners and actors are Launchpad nodes that
+exchange data through a Plasma store. Here actor and learner are two objects of one process, so none of that is used;
+but Oat imports it. This is the one module that knows what Oat, vLLM and DeepSpeed expect of their environment.
+`prepare` comes before any of them is imported.
+"""
+
+import logging
+import os
+import socket
+import sys
+import types
+import warnings
+
+import torch
+
+from actors import cpu_half
+
+
+def prepare(dtypes: set[torch.dtype], cpu_half_mode: str = "auto") -> cpu_half.Fp32Accumulate | None:
+    """Make Oat, vLLM and DeepSpeed importable and able to work in this process, on whatever device is there.
+
+    Args:
+        dtypes: what the two engines will compute in.
+        cpu_half_mode: see `cpu_half.install`.
+
+    Returns:
+        The half-precision override of a CPU without native half products, or None.
+    """
+    _set_environment()
+    _stand_in_for_absent_modules()
+    if not torch.cuda.is_available():
+        _stand_in_for_cuda()
+        _let_deepspeed_train_fp16_on_cpu()
+    _quieten()
+    return cpu_half.install(dtypes, cpu_half_mode)
+
+
+def device() -> torch.device:
+    """This process's device: its own GPU, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _set_environment() -> None:
+    # A process started alone is a world of one; DeepSpeed would look for MPI without these.
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine stays in this process, where its weights are
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # its threads are the learner's too
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def _quieten() -> None:
+    import deepspeed.utils
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _stand_in_for_absent_modules() -> None:
+    """Oat imports launchpad and pyarrow.plasma at the top of its modules; nothing of them is called here."""
+    import pyarrow
+
+    for name in ("launchpad", "pyarrow.plasma"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    pyarrow.plasma = sys.modules["pyarrow.plasma"]
+
+
+def _stand_in_for_cuda() -> None:
+    """The calls to torch.cuda that Oat makes on its way, where there is no GPU: wait for nothing, be the CPU."""
+    torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.set_device = lambda device: None
+    torch.cuda.current_device = lambda: torch.device("cpu")
+
+
+def _let_deepspeed_train_fp16_on_cpu() -> None:
+    """DeepSpeed asks its accelerator whether FP16 is supported, and its CPU says no where products are not native.
+
+    They are correct all the same, and practical with `cpu_half`.
+    """
+    from deepspeed.accelerator import real_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    class CPU(CPU_Accelerator):
+        def is_fp16_supported(self):
+            return True
+
+        def is_bf16_supported(self):
+            return True
+
+        def create_op_builder(self, class_name):
+            # Its shared-memory all-reduce serves inference alone, and takes 20 s to compile.
+            return None if class_name == "ShareMemCommBuilder" else super().create_op_builder(class_name)
+
+    real_accelerator.set_accelerator(CPU())

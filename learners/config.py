@@ -1,0 +1,483 @@
+"""Every option of a run: one dataclass for each group of `--help`, checked before anything heavy is imported.
+
+Names are Oat's, or the field's, wherever the idea is the same. `None` means "by the model": the embedded model and a
+real one want different batches, lengths and rates, and `Config.resolve` fills them in from one table, below. The
+resolved options are what config.json holds.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from learners.objectives import OBJECTIVES
+from tasks.arithmetic.model import CHECKPOINT
+from tasks.errors import UsageError
+
+EMBEDDED = "embedded"
+
+# What `None` stands for: (the embedded model on two CPU cores, a real model as in the paper's sanity test).
+DEFAULTS_BY_MODEL = {
+    "task.prompt_max_length": (32, 1024),
+    "sampling.generate_max_length": (24, 8192),
+    "sampling.rollout_batch_size": (64, 64),
+    "sampling.num_samples": (8, 8),
+    "training.train_batch_size": (128, 128),
+    "training.micro_batch_size": (64, 1),
+    "training.learning_rate": (3e-4, 1e-6),
+    "training.max_steps": (60, None),
+    "evaluation.eval_steps": (20, 20),
+    "evaluation.max_eval": (256, 512),
+}
+
+
+@dataclass
+class PrecisionOptions:
+    """The one choice this project is about, and FP16's loss scaling."""
+
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """what both engines compute in: the learner's weights, activations and gradients, the sampler's weights and cache,
+    and what is synchronised; master weights, gradient accumulation, optimiser state and log-probabilities stay FP32"""
+    loss_scale: float = 0.0
+    """FP16 only: 0 scales dynamically, any other number is a fixed scale (1 switches scaling off)"""
+    initial_scale_power: int = 16
+    """FP16 only: dynamic scaling starts at 2 to this power"""
+    loss_scale_window: int = 1000
+    """FP16 only: the scale doubles after so many updates without an overflow"""
+    hysteresis: int = 2
+    """FP16 only: the scale is halved at the so-manieth overflow, and at each that follows"""
+    min_loss_scale: int = 1
+    """FP16 only: an overflow at this scale ends the run"""
+    cpu_half: Literal["auto", "stock", "fp32-accumulate"] = "auto"
+    """half-precision products on a CPU: auto accumulates in FP32 and rounds to half where the CPU has no native
+    product (docs/cpu-half.md), stock leaves torch's kernels, fp32-accumulate overrides native ones too"""
+
+
+@dataclass
+class ModelOptions:
+    """What is trained."""
+
+    model: str = EMBEDDED
+    """a Hugging Face model: local folder or hub id; "embedded" is the 0.8 M-parameter model of this repository"""
+    trust_remote_code: bool = False
+    """run Python code that comes with the model"""
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """the learner's attention; auto is sdpa on a GPU and eager on a CPU"""
+    gradient_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third more time"""
+
+
+@dataclass
+class TaskOptions:
+    """What is learned: prompts, references and the reward."""
+
+    task: Literal["arithmetic", "math"] = "arithmetic"
+    """arithmetic is embedded; math is any dataset with a question and an answer column"""
+    data: str | None = None
+    """math only: hub name, local folder, or a .jsonl, .json, .parquet or .csv file"""
+    eval_data: str | None = None
+    """math only: where evaluation problems come from (default: the test split of --data, if it has one)"""
+    input_key: str = "problem"
+    """math only: column of the question"""
+    output_key: str = "answer"
+    """math only: column of the reference answer"""
+    prompt_template: Literal["no", "qwen_math", "r1", "chat"] | None = None
+    """how a question becomes a prompt (default: no for arithmetic, chat for math)"""
+    prompt_max_length: int | None = None
+    """longer prompts are dropped, and counted; tokens (embedded model: 32, else 1024)"""
+    train_problems: int = 2048
+    """arithmetic only: number of training problems"""
+
+
+@dataclass
+class SamplingOptions:
+    """The actor: how vLLM samples."""
+
+    rollout_batch_size: int | None = None
+    """prompts per step, over all processes (default 64)"""
+    num_samples: int | None = None
+    """responses per prompt: the group that the advantage is computed in (default 8)"""
+    generate_max_length: int | None = None
+    """a response is cut here, and then earns 0; tokens (embedded model: 24, else 8192)"""
+    temperature: float = 1.0
+    """of the sampled distribution; pi is evaluated at the same temperature"""
+    vllm_gpu_ratio: float = 0.35
+    """share of a GPU's memory that vLLM takes"""
+    vllm_sleep: bool = False
+    """GPU only: vLLM's weights go to host memory and its cache is dropped while the learner works"""
+    enforce_eager: bool = False
+    """run vLLM without compilation and CUDA graphs (on a CPU it always does)"""
+    enable_prefix_caching: bool = False
+    """share the cache of common prompt prefixes; it is emptied at every synchronisation"""
+    ignore_no_eos: bool = False
+    """leave truncated responses out of the loss instead of training on reward 0"""
+
+
+@dataclass
+class ObjectiveOptions:
+    """The loss."""
+
+    objective: Literal[tuple(OBJECTIVES)] = "pg-seq-is"
+    """pg-seq-is: policy gradient with the sequence's importance weight; grpo: clipped surrogate"""
+    clip_low: float | None = None
+    """grpo only: the ratio is clipped below at 1 - clip_low (default 0.2)"""
+    clip_high: float | None = None
+    """grpo only: the ratio is clipped above at 1 + clip_high (default 0.2)"""
+
+
+@dataclass
+class TrainingOptions:
+    """The learner: how DeepSpeed trains."""
+
+    seed: int = 0
+    """of everything: problems, order, sampling, shuffling"""
+    max_steps: int | None = None
+    """steps (sample, learn, synchronise) to run (embedded model: 60, else what num_prompt_epoch gives)"""
+    num_prompt_epoch: int = 1
+    """passes over the prompts when max_steps is not given"""
+    train_batch_size: int | None = None
+    """responses per optimiser update, over all processes (default 128)"""
+    micro_batch_size: int | None = None
+    """responses per forward and backward pass of one process (embedded model: 64, else 1)"""
+    num_ppo_epochs: int = 1
+    """passes over the sampled responses of a step"""
+    learning_rate: float | None = None
+    """of AdamW (embedded model: 3e-4, else 1e-6)"""
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine_with_min_lr"] = "constant"
+    """schedule over the updates that were applied; a skipped update does not advance it"""
+    lr_warmup_ratio: float = 0.0
+    """share of the updates over which the rate rises from 0"""
+    adam_beta_1: float = 0.9
+    adam_beta_2: float = 0.95
+    weight_decay: float = 0.0
+    """of AdamW, on weight matrices"""
+    max_norm: float = 1.0
+    """the gradient is clipped to this norm, after unscaling"""
+    zero_stage: Literal[1, 2, 3] = 2
+    """what DeepSpeed ZeRO shards: 1 optimiser state, 2 and gradients, 3 and parameters"""
+
+
+@dataclass
+class EvaluationOptions:
+    """Accuracy on held-out problems."""
+
+    eval_steps: int | None = None
+    """evaluate every so many steps, and before the first and after the last; 0 never does (default 20)"""
+    max_eval: int | None = None
+    """at most so many test problems (embedded model: 256, else 512)"""
+    eval_temperature: float = 0.0
+    """0 is greedy"""
+    eval_n: int = 1
+    """responses per test problem"""
+
+
+@dataclass
+class OutputOptions:
+    """What a run leaves behind."""
+
+    output_dir: str | None = None
+    """new folder for everything a run writes (default: runs/<name>-<time>)"""
+    name: str | None = None
+    """of the run (default: <task>-<objective>-<dtype>)"""
+    log_samples: int = 4
+    """prompts whose responses are written to samples.jsonl at each step"""
+    save_model: bool = True
+    """write the trained model to <output-dir>/model, in Hugging Face format"""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Weights & Biases; auto is online with an API key and offline without"""
+    wandb_project: str = "fp16-rl"
+    wandb_group: str | None = None
+    wandb_tags: tuple[str, ...] = ()
+
+
+@dataclass
+class Config:
+    """Fine-tune a language model with RL in one process: vLLM samples, DeepSpeed trains, both in --dtype.
+
+    With no option it trains the embedded model on the embedded task on whatever device is there.
+    """
+
+    precision: PrecisionOptions = field(default_factory=PrecisionOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.model.model == EMBEDDED
+
+    @property
+    def model_path(self) -> str:
+        """Folder or hub id to load the model and its tokenizer from."""
+        return str(CHECKPOINT) if self.is_embedded else self.model.model
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.sampling.rollout_batch_size * self.sampling.num_samples
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.sequences_per_step // self.training.train_batch_size * self.training.num_ppo_epochs
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt and response together, in tokens."""
+        return self.task.prompt_max_length + self.sampling.generate_max_length
+
+    def resolve(self) -> None:
+        """Fill in every option that was left to the model or to the objective. Nothing is read or written."""
+        for path, (embedded, real) in DEFAULTS_BY_MODEL.items():
+            group, name = path.split(".")
+            if getattr(getattr(self, group), name) is None:
+                setattr(getattr(self, group), name, embedded if self.is_embedded else real)
+        if self.task.prompt_template is None:
+            self.task.prompt_template = "no" if self.task.task == "arithmetic" else "chat"
+        for name, default in OBJECTIVES[self.objective.objective].thresholds.items():
+            if getattr(self.objective, name) is None:
+                setattr(self.objective, name, default)
+        if self.output.name is None:
+            self.output.name = f"{self.task.task}-{self.objective.objective}-{self.precision.dtype}"
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """Turn a command line into a resolved, checked configuration.
+
+    Hyphens and underscores, ``--flag value``, ``--flag=value`` and ``--flag False`` are all understood, which is what
+    W&B sweeps send.
+
+    Raises:
+        SystemExit: with code 2 on an unknown option or value (printed by tyro), 0 after ``--help``.
+        UsageError: options that contradict each other or that a later step would trip over.
+    """
+    config = tyro.cli(
+        Annotated[Config, tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff],
+        args=arguments,
+        prog="train.py",
+    )
+    asked_for = dataclasses.asdict(config)
+    config.resolve()
+    check(config, asked_for)
+    return config
+
+
+def require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UsageError(sentence)
+
+
+def check(config: Config, asked_for: dict) -> None:
+    """Refuse what cannot work. Reads the model's config.json at most; writes nothing.
+
+    Args:
+        config: resolved.
+        asked_for: the options as they were given, None where they were left out.
+
+    Raises:
+        UsageError: with one sentence that says what to do.
+    """
+    _check_numbers(config)
+    _check_batches(config)
+    _check_precision(config)
+    _check_objective(config, asked_for["objective"])
+    _check_task(config)
+    _check_output(config)
+    _check_model(config)
+
+
+def _check_numbers(config: Config) -> None:
+    sampling, training, evaluation = config.sampling, config.training, config.evaluation
+    positive = {
+        "rollout-batch-size": sampling.rollout_batch_size,
+        "num-samples": sampling.num_samples,
+        "generate-max-length": sampling.generate_max_length,
+        "prompt-max-length": config.task.prompt_max_length,
+        "train-batch-size": training.train_batch_size,
+        "micro-batch-size": training.micro_batch_size,
+        "num-ppo-epochs": training.num_ppo_epochs,
+        "num-prompt-epoch": training.num_prompt_epoch,
+        "max-steps": 1 if training.max_steps is None else training.max_steps,
+        "train-problems": config.task.train_problems,
+        "eval-n": evaluation.eval_n,
+        "max-eval": evaluation.max_eval,
+        "temperature": sampling.temperature,
+        "learning-rate": training.learning_rate,
+        "max-norm": training.max_norm,
+    }
+    for name, value in positive.items():
+        require(value > 0, f"--{name} is {value:g}; it must be greater than 0.")
+    not_negative = {
+        "eval-steps": evaluation.eval_steps,
+        "eval-temperature": evaluation.eval_temperature,
+        "log-samples": config.output.log_samples,
+        "weight-decay": training.weight_decay,
+        "seed": training.seed,
+        "loss-scale": config.precision.loss_scale,
+    }
+    for name, value in not_negative.items():
+        require(value >= 0, f"--{name} is {value:g}; it must not be negative.")
+    require(0 < sampling.vllm_gpu_ratio < 1, "--vllm-gpu-ratio is a share of the GPU's memory, between 0 and 1.")
+    require(0 <= training.lr_warmup_ratio < 1, "--lr-warmup-ratio is a share of the updates, from 0 to below 1.")
+    require(training.seed < 2**32, "--seed must be below 2^32.")
+    for name in ("adam_beta_1", "adam_beta_2"):
+        require(0 <= getattr(training, name) < 1, f"--{name.replace('_', '-')} must lie in [0, 1).")
+
+
+def _check_batches(config: Config) -> None:
+    total, update = config.sequences_per_step, config.training.train_batch_size
+    require(
+        total % update == 0,
+        f"A step samples {config.sampling.rollout_batch_size} prompts x {config.sampling.num_samples} responses = "
+        f"{total}, which --train-batch-size {update} does not divide; choose a divisor of {total}.",
+    )
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    require(
+        config.sampling.rollout_batch_size % processes == 0,
+        f"--rollout-batch-size {config.sampling.rollout_batch_size} does not divide among {processes} processes; "
+        "make it a multiple of them.",
+    )
+    share, micro = update // processes, config.training.micro_batch_size
+    require(
+        update % processes == 0 and share % micro == 0,
+        f"--train-batch-size {update} is not a multiple of --micro-batch-size {micro} x {processes} process(es); "
+        "choose a micro-batch size that divides it.",
+    )
+
+
+def _check_precision(config: Config) -> None:
+    precision, default = config.precision, PrecisionOptions()
+    if precision.dtype != "fp16":
+        for name in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
+            require(
+                getattr(precision, name) == getattr(default, name),
+                f"--{name.replace('_', '-')} belongs to FP16's loss scaling and --dtype is {precision.dtype}; "
+                "leave it out or use --dtype fp16.",
+            )
+    if precision.loss_scale != 0:
+        for name in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
+            require(
+                getattr(precision, name) == getattr(default, name),
+                f"--loss-scale {precision.loss_scale:g} is fixed and --{name.replace('_', '-')} belongs to dynamic "
+                "scaling; give one of the two.",
+            )
+    require(0 <= precision.initial_scale_power <= 60, "--initial-scale-power must lie between 0 and 60.")
+    require(precision.loss_scale_window >= 1, "--loss-scale-window must be at least 1.")
+    require(precision.hysteresis >= 1, "--hysteresis must be at least 1.")
+    require(
+        1 <= precision.min_loss_scale <= 2**precision.initial_scale_power,
+        f"--min-loss-scale {precision.min_loss_scale} must be at least 1 and at most the initial scale, "
+        f"2^{precision.initial_scale_power}.",
+    )
+
+
+def _check_objective(config: Config, asked_for: dict) -> None:
+    name = config.objective.objective
+    used = OBJECTIVES[name].thresholds
+    for threshold in ("clip_low", "clip_high"):
+        if asked_for[threshold] is not None:
+            require(
+                threshold in used,
+                f"--{threshold.replace('_', '-')} is not used by --objective {name}; leave it out.",
+            )
+            require(asked_for[threshold] > 0, f"--{threshold.replace('_', '-')} must be greater than 0.")
+    require(
+        config.sampling.num_samples >= 2,
+        "--num-samples 1 leaves no group to compare a response with, so every advantage is 0; use at least 2.",
+    )
+
+
+def _check_task(config: Config) -> None:
+    task = config.task
+    if task.task == "math":
+        require(task.data is not None, "--task math needs --data: a hub name, a folder or a .jsonl file.")
+    else:
+        require(task.data is None, f"--data is not used by --task {task.task}; add --task math to train on it.")
+        require(task.eval_data is None, f"--eval-data is not used by --task {task.task}; leave it out.")
+        require(config.is_embedded or task.prompt_template == "no", "--task arithmetic has no use for a template.")
+    require(
+        config.evaluation.eval_temperature > 0 or config.evaluation.eval_n == 1,
+        "--eval-n above 1 at --eval-temperature 0 would sample the same greedy response again; set a temperature.",
+    )
+
+
+def _check_output(config: Config) -> None:
+    if config.output.output_dir is None:
+        return
+    folder = Path(config.output.output_dir)
+    require(not folder.exists() or folder.is_dir(), f"--output-dir {folder} is a file; name a folder.")
+    require(
+        not (folder / "config.json").exists(),
+        f"--output-dir {folder} already holds a run; name a new folder.",
+    )
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    try:  # access rights do not tell (root, read-only mounts); a folder that is made and removed at once does
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise UsageError(f"--output-dir {folder} cannot be written ({error.strerror}); name another place.") from error
+
+
+def _check_model(config: Config) -> None:
+    context = read_model_config(config).get("max_position_embeddings")
+    require(
+        context is None or config.max_model_len <= context,
+        f"--prompt-max-length {config.task.prompt_max_length} and --generate-max-length "
+        f"{config.sampling.generate_max_length} together exceed the model's context of {context} tokens; shorten one.",
+    )
+
+
+def read_model_config(config: Config) -> dict:
+    """The model's config.json: from its folder, the local hub cache, or the hub (one small file).
+
+    Raises:
+        UsageError: there is no such model, or what is there is no language model.
+    """
+    folder = Path(config.model_path)
+    if folder.is_dir():
+        file = folder / "config.json"
+        require(file.is_file(), f"--model {folder} is not a Hugging Face model: it has no config.json.")
+        weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+        require(bool(weights), f"--model {folder} has no weights: no .safetensors or .bin file lies in it.")
+    else:
+        file = _fetch_model_config(config.model.model)
+    try:
+        content = json.loads(Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model {config.model.model}: its config.json cannot be read ({error}).") from error
+    architectures = content.get("architectures") or []
+    require(
+        any(name.endswith("ForCausalLM") or name.endswith("ForConditionalGeneration") for name in architectures),
+        f"--model {config.model.model} is no causal language model: its config.json names {architectures}.",
+    )
+    return content.get("text_config", content)
+
+
+def _fetch_model_config(model: str) -> str:
+    looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    missing = f"--model {model} does not exist: it is neither a folder"
+    require(not looks_like_a_path, f"{missing} nor a hub id; check the path.")
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+        if isinstance(cached, str):
+            return cached
+        require(not HF_HUB_OFFLINE, f"{missing} nor in the local hub cache, and HF_HUB_OFFLINE is set.")
+        HfApi().model_info(model, timeout=4)  # fails at once where hf_hub_download retries for half a minute
+        return hf_hub_download(model, "config.json")
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"{missing} nor a model that the hub gives ({reason}).") from error

@@ -1,0 +1,345 @@
+"""The learner: Oat's PPOLearner in one process with the actor.
+
+Read `run` first: one step is sample -> learn -> synchronise, and everything it writes goes through the run's log.
+"""
+
+import time
+from collections import deque
+
+import deepspeed
+import numpy as np
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from oat.algorithms.ppo import PPOArgs, PPOLearner
+from oat.model import LLM
+from oat.types import TransitionData
+from oat.utils.ops import disable_dropout
+from transformers import AutoModelForCausalLM
+from transformers.integrations import HfDeepSpeedConfig
+from transformers.trainer import get_scheduler
+
+from actors import runtime
+from actors.math_actor import MathActor
+from learners.advantages import group_mean
+from learners.config import Config
+from learners.log_probs import TokenLogProbs
+from learners.mismatch import measure
+from learners.objectives import OBJECTIVES, PolicyBatch, aggregate
+from learners.precision import NAMES, Precision
+from learners.rollout import RolloutBatch
+from learners.run_log import RunLog
+from learners.strategy import PrecisionStrategy
+from learners.tally import Tally
+from tasks.prompts import Prompt, PromptStream
+
+
+class NonFiniteError(RuntimeError):
+    """A log-probability or a loss is not a finite number, and no loss scale could mend it."""
+
+
+class PolicyLearner(PPOLearner):
+    """Oat's learner with its parts put together for one process.
+
+    Oat's `_init` and `run` start remote actors and talk to them; here the actor is an object. The model wrapper, the
+    strategy, transitions and the vocabulary of the loop (`process_feedback_data`, `learn`, `sync_params_to_actors`,
+    `evaluate`) are Oat's; the loss is a pure function, chosen by name (learners/objectives.py).
+
+    Args:
+        config: resolved.
+        args: the same, as Oat's.
+        precision: of both engines.
+        prompts: for training.
+        eval_prompts: held out; may be empty.
+        log: where metrics, samples and the summary go.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        args: PPOArgs,
+        precision: Precision,
+        prompts: list[Prompt],
+        eval_prompts: list[Prompt],
+        log: RunLog,
+    ):
+        # Not Oat's __init__: it only stores what is stored here, and binds a port for Launchpad.
+        self.args, self.actors = args, []
+        self.config, self.precision, self.log = config, precision, log
+        self.objective = OBJECTIVES[config.objective.objective]
+        self.thresholds = {name: getattr(config.objective, name) for name in self.objective.thresholds}
+        self.stream = PromptStream(prompts, config.sampling.rollout_batch_size, config.training.seed)
+        self.eval_prompts = eval_prompts
+        self.max_steps = config.training.max_steps or self.stream.steps_per_epoch * config.training.num_prompt_epoch
+        log.max_steps = self.max_steps
+        self._init(args, [])
+
+    def _init(self, args: PPOArgs, actors: list) -> None:
+        """Build model, optimiser and scheduler and hand them to DeepSpeed."""
+        self.strategy = PrecisionStrategy(args, self.precision)
+        self.strategy.setup_distributed()
+        self.model = LLM(TokenLogProbs(self._load_model(), args.temperature))
+        disable_dropout(self.model)
+        if args.gradient_checkpointing:
+            self.model.model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.optimizer = self.strategy.create_optimizer(
+            self.model, lr=args.learning_rate, betas=(args.adam_beta_1, args.adam_beta_2), weight_decay=args.l2
+        )
+        updates = self.max_steps * self.config.updates_per_step
+        minimum = {"min_lr": args.learning_rate * 0.1} if args.lr_scheduler == "cosine_with_min_lr" else {}
+        self.scheduler = get_scheduler(
+            args.lr_scheduler,
+            self.optimizer,
+            num_warmup_steps=round(updates * args.lr_warmup_ratio),
+            num_training_steps=updates,
+            scheduler_specific_kwargs=minimum,
+        )
+        self.model, self.optimizer, self.scheduler = self.strategy.prepare((self.model, self.optimizer, self.scheduler))
+        self.engine = self.model.model
+        self.causal_lm = self.engine.module.causal_lm
+        self.engine.module.check()
+        self.pi_buffer: deque[TransitionData] = deque(maxlen=args.pi_buffer_maxlen_per_device)
+        self.query_step = self.policy_sgd_step = self.skipped_updates = self.pi_beta_version = 0
+        self.pi_beta_lags_behind = True
+
+    def _load_model(self) -> torch.nn.Module:
+        """The Hugging Face model in the training dtype, checked to fit in it."""
+        attention = self.config.model.attn_implementation
+        if attention == "auto":
+            attention = "sdpa" if torch.cuda.is_available() else "eager"
+        if self.args.zero_stage == 3:  # parameters are sharded as they are made
+            self._sharding = HfDeepSpeedConfig(self.strategy.get_ds_train_config(is_wrapped=True))
+        model = AutoModelForCausalLM.from_pretrained(
+            self.config.model_path,
+            dtype=self.precision.train,
+            attn_implementation=attention,
+            trust_remote_code=self.config.model.trust_remote_code,
+        )
+        model.config.use_cache = False
+        for name, parameter in model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteError(
+                    f"The weight {name} of {self.config.model.model} is not finite in {self.config.precision.dtype}: "
+                    "it exceeds the range of that dtype; use --dtype bf16 or fp32 for this model."
+                )
+        return model
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def attach(self, actor: MathActor) -> None:
+        """Take the actor in, give it the weights, and assert that both engines have the dtypes that were asked for."""
+        self.actor = actor
+        self.sync_params_to_actors()
+        trained = {p.dtype for p in self.causal_lm.parameters() if p.is_floating_point()}
+        sampled = actor.engine.parameter_dtypes()
+        assert trained == {self.precision.train}, trained
+        assert sampled == {self.precision.sample}, sampled
+        masters = {safe_get_full_fp32_param(p).dtype for p in list(self.causal_lm.parameters())[:1]}
+        self.log.say(
+            f"precision: learner {NAMES[self.precision.train]}, master weights {NAMES[masters.pop()]}, "
+            f"sampler {NAMES[self.precision.sample]} (read from both engines' tensors; chosen by --dtype "
+            f"{self.config.precision.dtype})"
+        )
+
+    def run(self) -> None:
+        """Train for `max_steps` steps, evaluating now and then, and save the model."""
+        self.evaluate_and_log(step=0)
+        for step in range(1, self.max_steps + 1):
+            started = time.perf_counter()
+            times = self.collect(step)
+            self._pre_learning()
+            metrics = self.learn(step)
+            self._post_learning()
+            times["time/learn"] = metrics.pop("time/learn")
+            times["time/sync"] = self.sync_params_to_actors()
+            tokens = sum(len(t.prompt_ids) + len(t.response_ids) for t in self.pi_buffer)
+            metrics |= times | {"time/step": time.perf_counter() - started}
+            metrics["throughput/learn_tokens_per_s"] = tokens / times["time/learn"]
+            interval = self.args.eval_steps
+            if interval > 0 and (step % interval == 0 or step == self.max_steps):
+                metrics |= self.evaluate(step)
+            self.log.step(step, metrics)
+        if self.config.output.save_model:
+            self.save_model(self.log.folder / "model")
+
+    def collect(self, step: int) -> dict[str, float]:
+        """Sample and grade the prompts of a step into the buffer. Returns the time of each, seconds."""
+        prompts = self.stream.batch(step)
+        transitions = self.actor.sample(prompts, seed=self._seed(step))
+        self.pi_buffer.clear()
+        self.process_feedback_data(transitions)
+        self.log.samples(step, prompts, transitions, self.args.num_samples)
+        info = transitions[0].info
+        sampled = sum(len(t.response_ids) for t in transitions)
+        return {
+            "time/sample": info["actor/generate_time"],
+            "time/grade": info["actor/verify_time"],
+            "throughput/sample_tokens_per_s": sampled / info["actor/generate_time"],
+        }
+
+    def process_feedback_data(self, data_list: list[TransitionData]) -> None:
+        """Put transitions into the buffer (Oat's)."""
+        self.query_step += len(data_list)
+        self.pi_buffer.extend(data_list)
+
+    def _seed(self, step: int) -> int:
+        """A seed for the sampling and shuffling of one step, the same whatever came before."""
+        return int(np.random.SeedSequence([self.args.seed, step]).generate_state(1)[0])
+
+    def _pre_learning(self) -> None:
+        if self.args.vllm_sleep:
+            self.actor.engine.sleep()
+
+    def _post_learning(self) -> None:
+        self.pi_beta_lags_behind = True
+        if self.args.vllm_sleep:
+            torch.cuda.empty_cache()
+            self.actor.engine.wake_up(["weights"])
+
+    # ------------------------------------------------------------------------------------------------ learning
+
+    def learn(self, learning_round: int) -> dict[str, float]:
+        """Train on the buffer: cut the step's responses into updates, and each update into micro-batches.
+
+        Args:
+            learning_round: the step, from 1.
+
+        Returns:
+            Metrics of the step, by their names in metrics.jsonl.
+        """
+        started = time.perf_counter()
+        self.engine.train()
+        tally = Tally()
+        batch = RolloutBatch.from_transitions(self.pi_buffer, runtime.device())
+        advantages = group_mean(batch.rewards, self.args.num_samples)
+        old_logp = self._old_log_probs(batch, tally) if self.objective.needs_pi_old else None
+        generator = torch.Generator().manual_seed(self._seed(learning_round))
+        size = self.args.train_batch_size // self.strategy.world_size
+        at_rollout_weights = old_logp is None  # only until the first update has been applied
+        for _ in range(self.args.num_ppo_epochs):
+            for indices in torch.randperm(len(batch), generator=generator).split(size):
+                old = None if old_logp is None else old_logp[indices]
+                report = self._update(batch.select(indices), advantages[indices], old, tally, at_rollout_weights)
+                at_rollout_weights &= report.skipped
+        self._tally_rollout(batch, tally)
+        metrics = tally.result()
+        metrics["precision/loss_scale"] = self.strategy.loss_scale(self.model)
+        metrics["precision/skipped_updates"] = self.skipped_updates
+        metrics["train/learning_rate"] = self.scheduler.get_last_lr()[0]
+        metrics["train/updates"] = self.policy_sgd_step
+        metrics["time/learn"] = time.perf_counter() - started
+        return metrics
+
+    def _update(self, batch, advantages, old_logp, tally: Tally, at_rollout_weights: bool):
+        """One optimiser update on the given responses of this process. Returns the strategy's report."""
+        denominator = self.args.train_batch_size * self.args.generate_max_length  # of the whole update, see `aggregate`
+        update_loss = 0.0
+        for indices in torch.arange(len(batch)).split(self.args.train_batch_size_per_device):
+            part = batch.select(indices)
+            logp = self.log_probs(part)
+            if at_rollout_weights:
+                measure(tally, logp, part.mu_logp, part.response_mask)
+            old = None if old_logp is None else old_logp[indices, : logp.shape[1]]
+            policy = PolicyBatch(logp, part.mu_logp, advantages[indices], part.response_mask, old)
+            loss, statistics = self.objective(policy, **self.thresholds)
+            loss = aggregate(loss, part.response_mask, part.kept, denominator)
+            self._require_finite(loss, part, "loss")
+            self.strategy.backward(loss, self.model, self.optimizer)
+            update_loss += loss.item()
+            for name, values in statistics.items():
+                per_token = values.shape == part.response_mask.shape
+                tally.add(f"objective/{name}", values[part.response_mask] if per_token else values)
+        report = self.strategy.optimizer_step(self.optimizer, self.model, self.scheduler)
+        self.skipped_updates += report.skipped
+        self.policy_sgd_step += not report.skipped
+        # The denominator is of the whole update: the parts of the processes are summed, the updates averaged.
+        tally.add("train/loss", torch.tensor(update_loss), count=1 / self.strategy.world_size)
+        if not report.skipped:
+            tally.add("precision/grad_norm", torch.tensor(report.grad_norm))
+        return report
+
+    def log_probs(self, batch: RolloutBatch) -> torch.Tensor:
+        """log pi of a batch's response tokens: (B, L - 1) FP32, 0 outside the response."""
+        kept = self.model(batch.input_ids, batch.attention_mask, logits_to_keep=batch.response_mask)
+        logp = torch.zeros_like(batch.mu_logp).masked_scatter(batch.response_mask, kept)
+        self._require_finite(logp, batch, "log-probability")
+        return logp
+
+    @torch.no_grad()
+    def _old_log_probs(self, batch: RolloutBatch, tally: Tally) -> torch.Tensor:
+        """log pi_old, (B, L - 1): the trainer at the weights that the batch was sampled with."""
+        old = torch.zeros_like(batch.mu_logp)
+        for indices in torch.arange(len(batch)).split(self.args.train_batch_size_per_device):
+            part = batch.select(indices)
+            logp = self.log_probs(part)
+            measure(tally, logp, part.mu_logp, part.response_mask)
+            old[indices, : logp.shape[1]] = logp
+        return old
+
+    def _require_finite(self, values: torch.Tensor, batch: RolloutBatch, what: str) -> None:
+        finite = torch.isfinite(values)
+        if finite.all():
+            return
+        row = 0 if values.dim() == 0 else int((~finite).any(1).nonzero()[0])
+        ids = batch.input_ids[row][batch.attention_mask[row].bool()].tolist()
+        start = int(batch.response_mask[row].int().argmax()) + 1
+        prompt = next((t.prompt for t in self.pi_buffer if list(t.prompt_ids) == ids[:start]), "?")
+        raise NonFiniteError(
+            f"A {what} is not finite (update {self.policy_sgd_step + 1}, --dtype {self.config.precision.dtype}, prompt "
+            f"{prompt[:80]!r}). Loss scaling cannot mend this: activations or weights left the dtype's range; try "
+            "--dtype bf16 or fp32, or a lower --learning-rate."
+        )
+
+    def _tally_rollout(self, batch: RolloutBatch, tally: Tally) -> None:
+        info = self.pi_buffer[0].info
+        tally.add("train/reward", batch.rewards)
+        tally.add("train/response_length", batch.response_mask.sum(1))
+        tally.add("train/truncated", torch.tensor(float(info["actor/no_eos_count"])), count=info["actor/num_data"])
+        groups = batch.rewards.view(-1, self.args.num_samples)
+        tally.add("train/groups_with_equal_rewards", (groups == groups[:, :1]).all(1).float())
+
+    # ------------------------------------------------------------------------------------------------ weights
+
+    def sampler_weights(self):
+        """The weights as the sampler gets them: (Hugging Face name, tensor in the sampling dtype), one at a time.
+
+        The learner's own tensors are already the master weights cast to the training dtype; a sampler in another dtype
+        is cast from the FP32 masters, never from a half.
+        """
+        for name, parameter in self.causal_lm.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.args.zero_stage == 3):
+                if self.precision.sample == self.precision.train:
+                    yield name, parameter.data
+                else:
+                    yield name, safe_get_full_fp32_param(parameter).to(self.precision.sample)
+
+    def sync_params_to_actors(self) -> float:
+        """Give the sampler the learner's weights. Returns seconds."""
+        started = time.perf_counter()
+        self.actor.engine.load_weights(self.sampler_weights())
+        if self.args.vllm_sleep and self.pi_beta_version > 0:
+            self.actor.engine.wake_up(["kv_cache"])
+        self.pi_beta_version += 1
+        self.pi_beta_lags_behind = False
+        return time.perf_counter() - started
+
+    def save_model(self, folder) -> None:
+        """Write the policy and its tokenizer in Hugging Face format, in the training dtype."""
+        with deepspeed.zero.GatheredParameters(list(self.causal_lm.parameters()), enabled=self.args.zero_stage == 3):
+            if self.strategy.is_rank_0():
+                self.causal_lm.save_pretrained(folder)
+                self.actor.llm.get_tokenizer().save_pretrained(folder)
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Accuracy on the held-out problems at the current weights; {} if there are none."""
+        if not self.eval_prompts:
+            return {}
+        assert not self.pi_beta_lags_behind
+        started = time.perf_counter()
+        _, rewards = self.actor.evaluate(self.eval_prompts, seed=self._seed(step))
+        return {"eval/accuracy": float(np.mean(rewards == 1)), "time/evaluate": time.perf_counter() - started}
+
+    def evaluate_and_log(self, step: int) -> None:
+        if self.args.eval_steps > 0 and self.eval_prompts:
+            self.log.evaluation(step, self.evaluate(step))

@@ -1,0 +1,72 @@
+"""A step's transitions as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from oat.types import TransitionData
+
+
+@dataclass
+class RolloutBatch:
+    """B responses, right-padded to L tokens of prompt and response together.
+
+    Position t of a (B, L - 1) tensor is about predicting token t + 1. Example: a prompt of 2 tokens with a response of
+    3 fills 5 places, and its ``response_mask`` is ``[0, 1, 1, 1]``.
+    """
+
+    input_ids: Tensor
+    """(B, L) int64"""
+    attention_mask: Tensor
+    """(B, L) int64, 1 on tokens"""
+    response_mask: Tensor
+    """(B, L - 1) bool"""
+    mu_logp: Tensor
+    """(B, L - 1) FP32, what the sampler reported; 0 outside the response"""
+    rewards: Tensor
+    """(B,) FP32"""
+    kept: Tensor
+    """(B,) bool, False for responses that are left out of the loss"""
+
+    @classmethod
+    def from_transitions(cls, transitions: Sequence[TransitionData], device: torch.device) -> RolloutBatch:
+        """Pad and stack; the padding token is 0, and never read."""
+        rows = [list(t.prompt_ids) + list(t.response_ids) for t in transitions]
+        size, length = len(rows), max(map(len, rows))
+        input_ids = torch.zeros(size, length, dtype=torch.long)
+        attention_mask = torch.zeros(size, length, dtype=torch.long)
+        response_mask = torch.zeros(size, length - 1, dtype=torch.bool)
+        mu_logp = torch.zeros(size, length - 1, dtype=torch.float32)
+        for i, (row, t) in enumerate(zip(rows, transitions, strict=True)):
+            response = slice(len(t.prompt_ids) - 1, len(row) - 1)
+            input_ids[i, : len(row)] = torch.tensor(row)
+            attention_mask[i, : len(row)] = 1
+            response_mask[i, response] = True
+            mu_logp[i, response] = torch.tensor(t.response_logprobs, dtype=torch.float32)
+        return cls(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            response_mask=response_mask.to(device),
+            mu_logp=mu_logp.to(device),
+            rewards=torch.tensor([sum(t.rewards) for t in transitions], dtype=torch.float32, device=device),
+            kept=torch.tensor([bool(t.loss_mask) for t in transitions], device=device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def select(self, indices: Tensor) -> RolloutBatch:
+        """The responses at ``indices``, without the padding that only the others needed."""
+        length = int(self.attention_mask[indices].sum(1).max())
+        parts = {}
+        for field in fields(self):
+            values = getattr(self, field.name)[indices]
+            full = self.input_ids.shape[1]
+            parts[field.name] = values if values.dim() == 1 else values[:, : length - (full - values.shape[1])]
+        return RolloutBatch(**parts)

@@ -1,0 +1,91 @@
+"""Oat's DeepSpeed strategy, with the precision that the run chose and an optimiser for the device that is there."""
+
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+from oat.algorithms.ppo import PPOArgs
+from oat.model import LLM
+from oat.utils.deepspeed import DeepspeedStrategy, get_optimizer_grouped_parameters
+
+from learners.precision import Precision
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What became of an update."""
+
+    skipped: bool
+    """the gradient overflowed and nothing was changed"""
+    grad_norm: float
+    """of the whole gradient, unscaled, before clipping; NaN if skipped"""
+    loss_scale: float
+    """that the gradient was computed with"""
+
+
+class PrecisionStrategy(DeepspeedStrategy):
+    """Oat's strategy; three things are different.
+
+    DeepSpeed's dtype sections come from `Precision` (Oat leaves gradient accumulation to the model's dtype and loss
+    scaling to DeepSpeed's defaults). The caller owns the accumulation boundary: `backward` any number of times, then
+    `optimizer_step` once, so that an update can be cut into micro-batches of any size. On a CPU the optimiser is
+    torch's AdamW, which needs no compiler.
+    """
+
+    def __init__(self, args: PPOArgs, precision: Precision):
+        super().__init__(
+            seed=args.seed,
+            max_norm=args.max_norm,
+            train_batch_size_per_device=args.train_batch_size_per_device,
+            train_batch_size=args.train_batch_size,
+            zero_stage=args.zero_stage,
+            bf16=args.bf16,
+            fp16=args.fp16,
+            args=args,
+        )
+        self.precision = precision
+
+    def create_optimizer(self, model: LLM, **kwargs) -> torch.optim.Optimizer:
+        """AdamW over the model's parameters, norms and biases without weight decay.
+
+        Args:
+            model: Oat's wrapper.
+            kwargs: ``lr``, ``betas``, ``weight_decay``.
+        """
+        if torch.cuda.is_available() or self.adam_offload:
+            return super().create_optimizer(model, **kwargs)
+        groups = get_optimizer_grouped_parameters(model.model, kwargs["weight_decay"])
+        return torch.optim.AdamW([group for group in groups if group["params"]], **kwargs)
+
+    def get_ds_train_config(self, is_wrapped: bool) -> dict:
+        """DeepSpeed's configuration for the policy."""
+        config = super().get_ds_train_config(is_wrapped) | self.precision.deepspeed_sections()
+        config["zero_optimization"]["offload_optimizer"]["pin_memory"] = torch.cuda.is_available()
+        # DeepSpeed's own batch arithmetic is left out of it: one micro-batch of one, and boundaries set by hand.
+        config |= {"managed_gradient_accumulation": False, "gradient_accumulation_steps": 1}
+        config |= {"train_micro_batch_size_per_gpu": 1, "train_batch_size": self.world_size}
+        config |= {"steps_per_print": None, "zero_allow_untested_optimizer": True}
+        return config
+
+    def backward(self, loss: torch.Tensor, model: LLM, optimizer, **kwargs) -> None:
+        """Scale the loss, if the dtype needs it, and accumulate its gradient.
+
+        Args:
+            loss: scalar; the sum over the calls of an update and over the processes is the update's loss. DeepSpeed
+                averages gradients over processes, hence the factor.
+        """
+        model.model.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def optimizer_step(self, optimizer, model: LLM, scheduler, name="model", **kwargs) -> StepReport:
+        """Unscale, clip and apply the accumulated gradient, or skip the update if it overflowed."""
+        engine: deepspeed.DeepSpeedEngine = model.model
+        scale = self.loss_scale(model)
+        engine.step()
+        skipped = not engine.was_step_applied()
+        norm = float("nan") if skipped else float(engine.get_global_grad_norm())
+        return StepReport(skipped=skipped, grad_norm=norm, loss_scale=scale)
+
+    def loss_scale(self, model: LLM) -> float:
+        """The factor that the next loss is multiplied by: FP16's loss scale, 1 in the other arms."""
+        scaler = getattr(model.model.optimizer, "loss_scaler", None)
+        return float(scaler.loss_scale) if self.fp16 and scaler is not None else 1.0

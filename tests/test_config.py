@@ -1,0 +1,142 @@
+"""The command line: what it understands and what it refuses, before anything heavy is imported."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from learners.config import DEFAULTS_BY_MODEL, Config, parse
+from tasks.arithmetic.model import CHECKPOINT
+from tasks.errors import UsageError
+from tests.conftest import ROOT
+
+
+def test_hyphen_underscore_and_equals_mean_the_same():
+    spellings = [
+        ["--learning-rate", "1e-4", "--enforce-eager", "True"],
+        ["--learning_rate=1e-4", "--enforce_eager=True"],
+        ["--learning-rate=1e-4", "--enforce-eager=true".replace("true", "True")],
+    ]
+    assert len({json.dumps(parse(arguments).to_dict()) for arguments in spellings}) == 1
+    assert parse(spellings[0]).training.learning_rate == 1e-4
+
+
+def test_flags_take_the_values_that_sweeps_send():
+    assert parse(["--save-model=False"]).output.save_model is False
+    assert parse(["--save_model=True"]).output.save_model is True
+
+
+def test_defaults_follow_the_model(tmp_path):
+    model = a_model(tmp_path)
+    small, large = (
+        parse([]),
+        parse(["--model", str(model), "--generate-max-length", "100", "--prompt-max-length", "50"]),
+    )
+    assert small.training.learning_rate == DEFAULTS_BY_MODEL["training.learning_rate"][0]
+    assert large.training.learning_rate == 1e-6
+    assert large.training.max_steps is None
+
+
+def test_thresholds_follow_the_objective():
+    assert parse(["--objective", "grpo"]).objective.clip_high == 0.2
+    assert parse(["--objective", "grpo", "--clip-high", "0.28"]).objective.clip_high == 0.28
+    assert parse([]).objective.clip_high is None
+
+
+def test_every_option_says_what_it_means():
+    from tyro._docstrings import get_field_docstring
+
+    for group in dataclasses.fields(Config):
+        for field in dataclasses.fields(group.default_factory):
+            names = {"adam_beta_1", "adam_beta_2", "wandb_project", "wandb_group", "wandb_tags"}
+            assert field.name in names or get_field_docstring(group.default_factory, field.name, ()), field.name
+
+
+def a_model(folder, **changes):
+    """A folder that looks like a model as far as the command line looks."""
+    model = folder / "model"
+    model.mkdir()
+    content = json.loads((CHECKPOINT / "config.json").read_text()) | changes
+    (model / "config.json").write_text(json.dumps(content))
+    (model / "model.safetensors").write_bytes(b"")
+    return model
+
+
+REFUSED = {
+    "objective and threshold": (["--clip-low", "0.1"], "--clip-low is not used by --objective pg-seq-is"),
+    "rollout and update": (["--train-batch-size", "100"], "--train-batch-size 100 does not divide"),
+    "update and micro-batch": (["--micro-batch-size", "48"], "--micro-batch-size 48"),
+    "scaling without FP16": (["--dtype", "bf16", "--loss-scale", "8"], "--loss-scale belongs to FP16"),
+    "fixed and dynamic scale": (["--loss-scale", "8", "--hysteresis", "3"], "--hysteresis belongs to dynamic scaling"),
+    "minimum above start": (["--min-loss-scale", "4", "--initial-scale-power", "1"], "--min-loss-scale 4"),
+    "no group": (["--num-samples", "1", "--train-batch-size", "64"], "--num-samples 1"),
+    "negative rate": (["--learning-rate", "-1"], "--learning-rate is -1"),
+    "zero temperature": (["--temperature", "0"], "--temperature is 0"),
+    "data for the embedded task": (["--data", "x.jsonl"], "--data is not used by --task arithmetic"),
+    "no data": (["--task", "math"], "--task math needs --data"),
+    "beyond the context": (["--generate-max-length", "481"], "exceed the model's context of 512"),
+    "no such folder": (["--model", "./nowhere"], "does not exist"),
+    "greedy more than once": (["--eval-n", "4"], "--eval-n above 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_one_sentence(case):
+    arguments, part = REFUSED[case]
+    with pytest.raises(UsageError) as refusal:
+        parse(arguments)
+    assert part in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert str(refusal.value).endswith(".")
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    with pytest.raises(UsageError, match=r"it has no config\.json"):
+        parse(["--model", str(tmp_path)])
+    model = a_model(tmp_path, architectures=["BertModel"])
+    with pytest.raises(UsageError, match="is no causal language model"):
+        parse(["--model", str(model)])
+    (model / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="has no weights"):
+        parse(["--model", str(model)])
+
+
+def test_output_folder_that_holds_a_run_or_cannot_be_written(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="already holds a run"):
+        parse(["--output-dir", str(tmp_path)])
+    with pytest.raises(UsageError, match="is a file"):
+        parse(["--output-dir", str(tmp_path / "config.json")])
+    with pytest.raises(UsageError, match="cannot be written"):
+        parse(["--output-dir", "/proc/no/such/run"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--dtype", "fp17"], ["--objective", "ppo2"], ["--no-such-option", "1"], ["--train-batch-size", "100"]],
+)
+def test_the_program_exits_with_2_and_writes_nothing(arguments, tmp_path):
+    run = subprocess.run(
+        [sys.executable, ROOT / "train.py", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    assert arguments[0].lstrip("-") in (run.stderr + run.stdout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_fixed_option_and_imports_nothing_heavy():
+    code = (
+        "import sys\ntry:\n import train; train.main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'vllm', 'deepspeed', 'oat', 'transformers'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    fixed = (
+        "dtype model task data objective seed max-steps output-dir wandb num-samples rollout-batch-size "
+        "train-batch-size micro-batch-size learning-rate generate-max-length temperature zero-stage loss-scale"
+    )
+    for name in fixed.split():
+        assert f"--{name} " in run.stdout, name

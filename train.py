@@ -1,0 +1,100 @@
+"""Fine-tune a language model with RL: `python train.py --dtype fp16`.
+
+The way of the data: command line -> config -> task (prompts, reward), actor (vLLM samples), learner (DeepSpeed trains)
+-> learner.run(). Everything that a user can get wrong is refused before an engine is imported or a file is written.
+"""
+
+import sys
+import time
+
+STARTED = time.perf_counter()
+
+from learners.config import Config, parse
+from tasks.errors import UsageError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run as told; returns the exit code: 0 done, 2 refused, 130 interrupted, 1 failed."""
+    try:
+        config = parse(arguments)
+        task, prompts, eval_prompts = load_task(config)
+    except UsageError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    try:
+        return train(config, task, prompts, eval_prompts)
+    finally:
+        task.close()
+
+
+def load_task(config: Config):
+    """The task, and its prompts tokenized for the model. No engine is needed for either.
+
+    Raises:
+        UsageError: the data or the tokenizer will not do.
+    """
+    from tasks.prompts import PromptStream, build_prompts, load_tokenizer
+    from tasks.task import TASKS
+
+    task = TASKS[config.task.task](config)
+    tokenizer = load_tokenizer(config.model_path, config.model.trust_remote_code)
+    limit = config.task.prompt_max_length
+    prompts, dropped = build_prompts(task.train, task.template, tokenizer, limit)
+    eval_prompts, eval_dropped = build_prompts(task.test, task.template, tokenizer, limit)
+    PromptStream(prompts, config.sampling.rollout_batch_size, config.training.seed)  # enough of them?
+    print(f"task {task.name}: {len(prompts)} training prompts, {len(eval_prompts)} held out", end="")
+    print(f"; dropped {dropped} + {eval_dropped} longer than {limit} tokens" if dropped + eval_dropped else "")
+    return task, prompts, eval_prompts
+
+
+def train(config: Config, task, prompts, eval_prompts) -> int:
+    """Bring both engines up, train, and leave a summary whatever happens."""
+    print("loading vLLM and DeepSpeed (some 10 s) ...", flush=True)
+    marks = {"command line, task": time.perf_counter()}
+    from actors import runtime
+    from learners.precision import Precision
+
+    precision = Precision.of(config.precision)
+    runtime.prepare({precision.train, precision.sample}, config.precision.cpu_half)
+
+    from actors.engine import SamplingEngine
+    from actors.math_actor import MathActor
+    from learners.oat_args import to_oat_args
+    from learners.policy_learner import NonFiniteError, PolicyLearner
+    from learners.run_log import RunLog
+
+    marks["imports"] = time.perf_counter()
+    args = to_oat_args(config)
+    log = RunLog(config, notes={"train_prompts": len(prompts), "eval_prompts": len(eval_prompts)})
+    status = "failed"
+    try:
+        learner = PolicyLearner(config, args, precision, prompts, eval_prompts, log)
+        marks["learner"] = time.perf_counter()
+        engine = SamplingEngine(
+            config.model_path,
+            precision.sample,
+            max_model_len=config.max_model_len,
+            max_num_seqs=min(config.sequences_per_step, 512),
+            seed=config.training.seed,
+            gpu_memory_utilization=config.sampling.vllm_gpu_ratio,
+            enforce_eager=config.sampling.enforce_eager,
+            enable_sleep_mode=config.sampling.vllm_sleep,
+            enable_prefix_caching=config.sampling.enable_prefix_caching,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+        learner.attach(MathActor(args, engine, task.grade, task.template.stop))
+        marks["sampler"] = time.perf_counter()
+        log.started_up(STARTED, marks)
+        learner.run()
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+    except NonFiniteError as error:
+        log.say(f"train.py: {error}")
+    finally:
+        log.finish(status)
+    return {"finished": 0, "interrupted": 130, "failed": 1}[status]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
