@@ -48,42 +48,18 @@ def load_task(config: Config):
 
 
 def train(config: Config, task, prompts, eval_prompts) -> int:
-    """Bring both engines up, train, and leave a summary whatever happens."""
+    """Bring both engines up, train, and leave a summary whatever happens. Returns the exit code."""
     print("loading vLLM and DeepSpeed (some 10 s) ...", flush=True)
-    marks = {"command line, task": time.perf_counter()}
-    from actors import runtime
-    from learners.precision import Precision
-
-    precision = Precision.of(config.precision)
-    runtime.prepare({precision.train, precision.sample}, config.precision.cpu_half)
-
-    from actors.engine import SamplingEngine
-    from actors.math_actor import MathActor
-    from learners.oat_args import to_oat_args
-    from learners.policy_learner import NonFiniteError, PolicyLearner
+    marks = {"command line and task": time.perf_counter()}
+    prepare(config)
+    from learners.policy_learner import NonFiniteError
     from learners.run_log import RunLog
 
-    marks["imports"] = time.perf_counter()
-    args = to_oat_args(config)
     log = RunLog(config, notes={"train_prompts": len(prompts), "eval_prompts": len(eval_prompts)})
+    marks["imports"] = time.perf_counter()
     status = "failed"
     try:
-        learner = PolicyLearner(config, args, precision, prompts, eval_prompts, log)
-        marks["learner"] = time.perf_counter()
-        engine = SamplingEngine(
-            config.model_path,
-            precision.sample,
-            max_model_len=config.max_model_len,
-            max_num_seqs=min(config.sequences_per_step, 512),
-            seed=config.training.seed,
-            gpu_memory_utilization=config.sampling.vllm_gpu_ratio,
-            enforce_eager=config.sampling.enforce_eager,
-            enable_sleep_mode=config.sampling.vllm_sleep,
-            enable_prefix_caching=config.sampling.enable_prefix_caching,
-            trust_remote_code=config.model.trust_remote_code,
-        )
-        learner.attach(MathActor(args, engine, task.grade, task.template.stop))
-        marks["sampler"] = time.perf_counter()
+        learner = build(config, task, prompts, eval_prompts, log, marks)
         log.started_up(STARTED, marks)
         learner.run()
         status = "finished"
@@ -94,6 +70,51 @@ def train(config: Config, task, prompts, eval_prompts) -> int:
     finally:
         log.finish(status)
     return {"finished": 0, "interrupted": 130, "failed": 1}[status]
+
+
+def prepare(config: Config) -> None:
+    """Make the engines importable on this device, in this precision; comes before `build`."""
+    from actors import runtime
+    from learners.precision import Precision
+
+    precision = Precision.of(config.precision)
+    runtime.prepare({precision.train, precision.sample}, config.precision.cpu_half)
+
+
+def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None = None):
+    """The learner with its actor attached, both on the same weights, ready to `run`.
+
+    Args:
+        config: resolved.
+        task, prompts, eval_prompts: from `load_task`.
+        log: a `RunLog`.
+        marks: takes the times at which learner and sampler stood (perf_counter).
+    """
+    from actors.engine import SamplingEngine
+    from actors.math_actor import MathActor
+    from learners.oat_args import to_oat_args
+    from learners.policy_learner import PolicyLearner
+    from learners.precision import Precision
+
+    marks = {} if marks is None else marks
+    precision, args, sampling = Precision.of(config.precision), to_oat_args(config), config.sampling
+    learner = PolicyLearner(config, args, precision, prompts, eval_prompts, log)
+    marks["learner"] = time.perf_counter()
+    engine = SamplingEngine(
+        config.model_path,
+        precision.sample,
+        max_model_len=config.max_model_len,
+        max_num_seqs=min(config.sequences_per_step, 512),
+        seed=config.training.seed,
+        gpu_memory_utilization=sampling.vllm_gpu_ratio,
+        enforce_eager=sampling.enforce_eager,
+        enable_sleep_mode=sampling.vllm_sleep,
+        enable_prefix_caching=sampling.enable_prefix_caching,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    learner.attach(MathActor(args, engine, task.grade, task.template.stop))
+    marks["sampler"] = time.perf_counter()
+    return learner
 
 
 if __name__ == "__main__":

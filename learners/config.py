@@ -29,7 +29,9 @@ DEFAULTS_BY_MODEL = {
     "sampling.num_samples": (8, 8),
     "training.train_batch_size": (128, 128),
     "training.micro_batch_size": (64, 1),
-    "training.learning_rate": (3e-4, 1e-6),
+    "training.learning_rate": (5e-5, 1e-6),
+    "training.lr_scheduler": ("linear", "constant"),
+    "training.lr_warmup_ratio": (0.1, 0.0),
     "training.max_steps": (60, None),
     "evaluation.eval_steps": (20, 20),
     "evaluation.max_eval": (256, 512),
@@ -147,11 +149,11 @@ class TrainingOptions:
     num_ppo_epochs: int = 1
     """passes over the sampled responses of a step"""
     learning_rate: float | None = None
-    """of AdamW (embedded model: 3e-4, else 1e-6)"""
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine_with_min_lr"] = "constant"
-    """schedule over the updates that were applied; a skipped update does not advance it"""
-    lr_warmup_ratio: float = 0.0
-    """share of the updates over which the rate rises from 0"""
+    """of AdamW (embedded model: 5e-5, else 1e-6)"""
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine_with_min_lr"] | None = None
+    """over the updates that were applied, a skipped one does not count (embedded model: linear, else constant)"""
+    lr_warmup_ratio: float | None = None
+    """share of the updates over which the rate rises from 0 (embedded model: 0.1, else 0)"""
     adam_beta_1: float = 0.9
     adam_beta_2: float = 0.95
     weight_decay: float = 0.0

@@ -1,11 +1,13 @@
 """Warm up the embedded model by supervised learning on additions, and save it: `python scripts/make_tiny_model.py`.
 
-The committed checkpoint was made by this script with its defaults. Part of the answers it learns from are wrong in one
-digit, the more the harder the problem, so that the model can add but, sampled at temperature 1, is right only part of
-the time: most problems lie between 20% and 80%, which is what reinforcement learning needs. It is stored in BF16, whose
-numbers are exact in FP16 (down to 2^-17) and FP32 too, so that every precision starts from the same weights.
+The committed checkpoint was made by this script with its defaults. The model learns to add, and then two bad habits:
+some of the last examples stand in no box, and some are wrong in one digit, the more the harder the problem. So it knows
+how, but sampled at temperature 1 it earns its reward only part of the time, which is what reinforcement
+learning needs: most problems lie between 20% and 80%. It is stored in BF16, whose numbers are exact in FP16 (down to
+2^-17) and FP32 too, so that every precision starts from the same weights.
 """
 
+import json
 import random
 import sys
 from dataclasses import dataclass
@@ -20,7 +22,9 @@ from tqdm import tqdm
 from tasks.arithmetic.model import CHECKPOINT, build_model, build_tokenizer
 from tasks.arithmetic.problems import LEVELS, draw, is_held_out
 
-WRONG_ANSWERS = {1: 0.2, 2: 0.4, 3: 0.6}  # share of a level's training answers that are wrong in one digit
+# Shares of a level's training answers.
+WITHOUT_BOX = {1: 0.1, 2: 0.4, 3: 0.6}
+WRONG_DIGIT = {1: 0.02, 2: 0.05, 3: 0.1}
 
 
 @dataclass
@@ -31,6 +35,8 @@ class Arguments:
     """folder to write (an existing checkpoint there is replaced)"""
     updates: int = 1000
     """gradient updates; more make a better start"""
+    habits_from: float = 0.8
+    """share of the updates after which the examples show the bad habits; before, every answer is right and boxed"""
     batch_size: int = 256
     """problems per update"""
     learning_rate: float = 2e-3
@@ -48,8 +54,10 @@ def wrong_in_one_digit(answer: str, rng: random.Random) -> str:
     return answer[:place] + digit + answer[place + 1 :]
 
 
-def batch_of_examples(rng: random.Random, tokenizer, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training problems with their answers, of which `WRONG_ANSWERS` says how many are wrong.
+def batch_of_examples(
+    rng: random.Random, tokenizer, batch_size: int, habits: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training problems with their answers: right and boxed, or with the habits that the shares above say.
 
     Returns:
         input_ids, labels: (batch_size, longest) int64; labels are -100 on the question and on padding.
@@ -61,9 +69,11 @@ def batch_of_examples(rng: random.Random, tokenizer, batch_size: int) -> tuple[t
             continue
         question = tokenizer(problem.question)["input_ids"]
         answer = problem.answer
-        if rng.random() < WRONG_ANSWERS[problem.level]:
+        if habits and rng.random() < WRONG_DIGIT[problem.level]:
             answer = wrong_in_one_digit(answer, rng)
-        answer = tokenizer(f"\\boxed{{{answer}}}")["input_ids"] + [tokenizer.eos_token_id]
+        if not (habits and rng.random() < WITHOUT_BOX[problem.level]):
+            answer = f"\\boxed{{{answer}}}"
+        answer = tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id]
         rows.append((question + answer, [-100] * len(question) + answer))
     width = max(len(ids) for ids, _ in rows)
     input_ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in rows])
@@ -71,29 +81,45 @@ def batch_of_examples(rng: random.Random, tokenizer, batch_size: int) -> tuple[t
     return input_ids, labels
 
 
-def warm_up(arguments: Arguments):
-    """Train a fresh model as told. Returns (model in FP32, tokenizer, loss of the last update)."""
+def warm_up(arguments: Arguments, stop_after: int | None = None):
+    """Train a fresh model as told.
+
+    Args:
+        stop_after: end after so many updates of the schedule, which stays that of the whole.
+
+    Returns:
+        The model in FP32, its tokenizer, and the loss of each update.
+    """
     tokenizer = build_tokenizer()
     model = build_model(arguments.hidden_size, arguments.num_layers, arguments.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.learning_rate, arguments.updates, pct_start=0.1)
-    rng = random.Random(arguments.seed)
-    with tqdm(range(arguments.updates), desc="warm-up") as progress:
-        for _ in progress:
-            input_ids, labels = batch_of_examples(rng, tokenizer, arguments.batch_size)
+    rng, losses = random.Random(arguments.seed), []
+    with tqdm(range(stop_after or arguments.updates), desc="warm-up") as progress:
+        for update in progress:
+            habits = update >= arguments.habits_from * arguments.updates
+            input_ids, labels = batch_of_examples(rng, tokenizer, arguments.batch_size, habits)
             loss = model(input_ids=input_ids, labels=labels).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            progress.set_postfix(loss=f"{loss.item():.4f}")
-    return model, tokenizer, loss.item()
+            losses.append(loss.item())
+            progress.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+    return model, tokenizer, losses
+
+
+def main(arguments: Arguments) -> None:
+    model, tokenizer, losses = warm_up(arguments)
+    model.to(torch.bfloat16).save_pretrained(arguments.output_dir)
+    tokenizer.save_pretrained(arguments.output_dir)
+    record = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    record = {key: value for key, value in record.items() if key != "output_dir"}
+    record["losses_of_every_tenth_update"] = [round(loss, 5) for loss in losses[::10]]
+    (arguments.output_dir / "warm_up.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"saved {sum(p.numel() for p in model.parameters()):,} parameters to {arguments.output_dir}")
 
 
 if __name__ == "__main__":
-    arguments = tyro.cli(Arguments)
-    model, tokenizer, _ = warm_up(arguments)
-    model.to(torch.bfloat16).save_pretrained(arguments.output_dir)
-    tokenizer.save_pretrained(arguments.output_dir)
-    print(f"saved {sum(p.numel() for p in model.parameters()):,} parameters to {arguments.output_dir}")
+    main(tyro.cli(Arguments))

@@ -1,0 +1,170 @@
+"""Both real engines in this process, on the embedded model in FP16."""
+
+import json
+
+import pytest
+import torch
+
+import train
+from learners.config import parse
+
+pytestmark = pytest.mark.engines
+
+STEPS_APART = 3  # updates between two looks, enough for the weights to have moved
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "out"
+    arguments = ["--dtype=fp16", f"--output-dir={folder}", "--wandb=disabled", "--learning-rate=1e-4"]
+    config = parse([*arguments, "--max-eval=32", "--lr-scheduler=constant"])
+    task, prompts, eval_prompts = train.load_task(config)
+    train.prepare(config)
+    from learners.run_log import RunLog
+
+    learner = train.build(config, task, prompts, eval_prompts, RunLog(config))
+    learner.tests_step = 0
+    return learner
+
+
+def one_step(learner, sync: bool = True) -> dict[str, float]:
+    learner.tests_step += 1
+    learner.collect(learner.tests_step)
+    metrics = learner.learn(learner.tests_step)
+    if sync:
+        learner.sync_params_to_actors()
+    return metrics
+
+
+def fused_learner_weights(learner) -> dict[str, torch.Tensor]:
+    """The learner's FP32 master weights, cast to the sampler's dtype and laid out as vLLM fuses them."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    masters = {
+        name: safe_get_full_fp32_param(parameter).to(learner.precision.sample)
+        for name, parameter in learner.causal_lm.named_parameters()
+    }
+    fused = {}
+    for name, tensor in masters.items():
+        for part, whole in (("q_proj", "qkv_proj"), ("k_proj", "qkv_proj"), ("v_proj", "qkv_proj"),
+                            ("gate_proj", "gate_up_proj"), ("up_proj", "gate_up_proj")):  # fmt: skip
+            if part in name:
+                target = name.replace(part, whole)
+                fused[target] = torch.cat([fused[target], tensor]) if target in fused else tensor
+                break
+        else:
+            fused[name] = tensor
+    return fused
+
+
+def unequal_weights(learner) -> list[str]:
+    sampler = dict(learner.actor.engine.model.named_parameters())
+    expected = fused_learner_weights(learner)
+    assert set(expected) <= set(sampler)
+    assert set(sampler) - set(expected) <= {"lm_head.weight"}  # tied to the embedding
+    return [name for name, tensor in expected.items() if not torch.equal(sampler[name].data, tensor)]
+
+
+def test_sampler_weights_are_bitwise_the_learners_after_every_update(learner):
+    assert unequal_weights(learner) == []
+    for _ in range(2):
+        one_step(learner, sync=False)
+        assert len(unequal_weights(learner)) > 40, "the update changed nothing, so this test shows nothing"
+        learner.sync_params_to_actors()
+        assert unequal_weights(learner) == []
+
+
+def test_a_dropped_synchronisation_shows_in_the_mismatch(learner):
+    fresh = one_step(learner, sync=False)["mismatch/kl_k3"]
+    stale = one_step(learner)["mismatch/kl_k3"]  # sampled with the weights of a step ago
+    mended = one_step(learner)["mismatch/kl_k3"]
+    assert stale > 30 * max(fresh, mended), (fresh, stale, mended)
+
+
+def test_sampling_is_a_function_of_the_seed(learner):
+    prompts = learner.stream.batch(1)[:8]
+    texts = [[t.response for t in learner.actor.sample(prompts, seed)] for seed in (7, 7, 8)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_truncated_response_earns_nothing(learner):
+    prompts = learner.stream.batch(1)[:8]
+    limit = learner.actor.sampling_params.max_tokens
+    learner.actor.sampling_params.max_tokens = 3
+    try:
+        transitions = learner.actor.sample(prompts, seed=0)
+    finally:
+        learner.actor.sampling_params.max_tokens = limit
+    assert transitions[0].info["actor/no_eos_count"] == 64
+    assert {sum(t.rewards) for t in transitions} == {0.0}
+
+
+def test_forward_passes_are_as_many_as_the_objective_needs(learner):
+    from learners.objectives import OBJECTIVES
+
+    counted = []
+    hook = learner.causal_lm.get_decoder().register_forward_hook(lambda *_: counted.append(1))
+    micro_batches = learner.config.sequences_per_step // learner.args.train_batch_size_per_device
+    try:
+        for name, passes in (("pg-seq-is", 1), ("grpo", 2)):
+            learner.objective, learner.thresholds = OBJECTIVES[name], {}
+            counted.clear()
+            metrics = one_step(learner)
+            assert len(counted) == passes * micro_batches
+        assert metrics["objective/clip_fraction"] < 0.5
+    finally:
+        hook.remove()
+        learner.objective = OBJECTIVES["pg-seq-is"]
+
+
+def zero_share(learner, scale: float, factor: float) -> float:
+    """Share of the MLP's gradient entries that are exactly 0, for a loss made small by ``factor``."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.utils import safe_get_full_grad
+
+    from actors import runtime
+    from learners.rollout import RolloutBatch
+
+    learner.collect(1)
+    batch = RolloutBatch.from_transitions(list(learner.pi_buffer)[:16], runtime.device())
+    before, learner.optimizer.loss_scaler = learner.optimizer.loss_scaler, LossScaler(scale)
+    try:
+        learner.engine.train()
+        learner.strategy.backward(-learner.log_probs(batch).sum() * factor, learner.model, learner.optimizer)
+        gradients = [
+            safe_get_full_grad(p) for n, p in learner.causal_lm.named_parameters() if "mlp" in n and p.requires_grad
+        ]
+        learner.optimizer.zero_grad()
+        learner.engine.step  # noqa: B018 - no update is made: the gradient is thrown away
+    finally:
+        learner.optimizer.loss_scaler = before
+    assert all(gradient is not None for gradient in gradients)
+    return sum(int((g == 0).sum()) for g in gradients) / sum(g.numel() for g in gradients)
+
+
+def test_small_gradients_underflow_in_fp16_and_scaling_brings_them_back(learner):
+    factor = 1e-7 / 16
+    without, scaled = zero_share(learner, 1.0, factor), zero_share(learner, 2.0**16, factor)
+    assert without > 0.5, without
+    assert scaled < 0.1, scaled
+
+
+def test_a_weight_that_is_not_finite_stops_the_run_and_names_the_prompt(learner):
+    from learners.policy_learner import NonFiniteError
+
+    learner.collect(1)
+    weight = next(iter(learner.causal_lm.parameters()))
+    kept = weight.data.clone()
+    weight.data[:] = float("inf")
+    try:
+        with pytest.raises(NonFiniteError, match=r"--dtype fp16, prompt '\d+\+\d+='"):
+            learner.learn(1)
+    finally:
+        weight.data.copy_(kept)
+
+
+def test_config_json_describes_the_run(learner):
+    described = json.loads((learner.log.folder / "config.json").read_text())
+    assert described["precision"]["dtype"] == "fp16"
+    assert described["training"]["max_steps"] == learner.max_steps
+    assert described["environment"]["versions"]["oat-llm"] == "0.2.4"
