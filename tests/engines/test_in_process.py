@@ -69,7 +69,7 @@ def test_sampler_weights_are_bitwise_the_learners_after_every_update(learner):
     assert unequal_weights(learner) == []
     for _ in range(2):
         one_step(learner, sync=False)
-        assert len(unequal_weights(learner)) > 40, "the update changed nothing, so this test shows nothing"
+        assert len(unequal_weights(learner)) > 25, "the update changed nothing, so this test shows nothing"
         learner.sync_params_to_actors()
         assert unequal_weights(learner) == []
 
@@ -134,19 +134,23 @@ def zero_share(learner, scale: float, factor: float) -> float:
         gradients = [
             safe_get_full_grad(p) for n, p in learner.causal_lm.named_parameters() if "mlp" in n and p.requires_grad
         ]
-        learner.optimizer.zero_grad()
-        learner.engine.step  # noqa: B018 - no update is made: the gradient is thrown away
+        assert all(gradient is not None for gradient in gradients)
+        share = sum(int((g == 0).sum()) for g in gradients) / sum(g.numel() for g in gradients)
+        for group in learner.optimizer.param_groups:  # an update that changes nothing, to be rid of the gradient
+            group["lr"] = 0.0
+        learner.strategy.optimizer_step(learner.optimizer, learner.model, learner.scheduler)
     finally:
         learner.optimizer.loss_scaler = before
-    assert all(gradient is not None for gradient in gradients)
-    return sum(int((g == 0).sum()) for g in gradients) / sum(g.numel() for g in gradients)
+    return share
 
 
 def test_small_gradients_underflow_in_fp16_and_scaling_brings_them_back(learner):
-    factor = 1e-7 / 16
-    without, scaled = zero_share(learner, 1.0, factor), zero_share(learner, 2.0**16, factor)
-    assert without > 0.5, without
-    assert scaled < 0.1, scaled
+    """The same loss, 2^20 times smaller: most of its gradient is 0 then, and comes back with a scale."""
+    large = zero_share(learner, 1.0, 1.0)
+    small = zero_share(learner, 1.0, 2.0**-20)
+    scaled = zero_share(learner, 2.0**20, 2.0**-20)
+    assert small > large + 0.4, (large, small)
+    assert scaled == large, "a power of two scales exactly, so nothing is lost"
 
 
 def test_a_weight_that_is_not_finite_stops_the_run_and_names_the_prompt(learner):
