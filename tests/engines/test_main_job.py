@@ -143,7 +143,10 @@ def test_a_dataset_and_a_local_model_in_place_of_the_embedded_ones(tmp_path):
 def test_interrupting_keeps_what_is_there_and_the_same_seed_gives_the_same_metrics(default_run, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, str(ROOT / "train.py"), f"--output-dir={folder}", "--wandb=disabled", "--eval-steps=0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs are started with it ignored
+    )  # fmt: skip
     try:
         metrics = folder / "metrics.jsonl"
         deadline = time.time() + 180
