@@ -52,7 +52,7 @@ def train(config: Config, task, prompts, eval_prompts) -> int:
     print("loading vLLM and DeepSpeed (some 10 s) ...", flush=True)
     marks = {"command line and task": time.perf_counter()}
     prepare(config)
-    from learners.policy_learner import NonFiniteError
+    from learners.precision import NonFiniteError
     from learners.run_log import RunLog
 
     log = RunLog(config, notes={"train_prompts": len(prompts), "eval_prompts": len(eval_prompts)})

@@ -47,6 +47,7 @@ class SamplingEngine:
             arguments |= {"gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
         else:
             _keep_linear_weights_in_place()
+            _leave_memory_unbound()
             cache = _cpu_cache_bytes(model_path, dtype, max_model_len, max_num_seqs, trust_remote_code)
             arguments |= {"kv_cache_memory_bytes": cache, "enforce_eager": True, "block_size": CPU_BLOCK_TOKENS}
         self.llm = vllm.LLM(
@@ -61,6 +62,7 @@ class SamplingEngine:
             # mu is the distribution that was sampled from: after temperature, top-p and top-k.
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             **arguments,
         )
         self.dtype = dtype
@@ -117,3 +119,8 @@ def _keep_linear_weights_in_place() -> None:
         layer.cpu_linear = torch.nn.functional.linear
 
     utils.dispatch_cpu_unquantized_gemm = multiply_with_torch
+
+
+def _leave_memory_unbound() -> None:
+    """On a CPU, vLLM binds the process's memory to one NUMA node; the learner is in this process and may need more."""
+    torch.ops._C.init_cpu_memory_env = lambda nodes: None

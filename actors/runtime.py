@@ -8,10 +8,10 @@ but Oat imports it. This is the one module that knows what Oat, vLLM and DeepSpe
 
 import logging
 import os
-import socket
 import sys
 import types
 import warnings
+from datetime import timedelta
 
 import torch
 
@@ -42,14 +42,23 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def init_process_group(timeout: timedelta) -> None:
+    """Join the other processes that the launcher started; a process alone meets itself, and opens no port for it."""
+    if not torch.distributed.is_initialized() and int(os.environ["WORLD_SIZE"]) == 1:
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(
+            backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timeout
+        )
+    import deepspeed
+
+    deepspeed.init_distributed(timeout=timeout)
+
+
 def _set_environment() -> None:
-    # A process started alone is a world of one; DeepSpeed would look for MPI without these.
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # A process started alone is a world of one. DeepSpeed asks MPI unless it finds all five; nothing uses the port.
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine stays in this process, where its weights are
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # its threads are the learner's too
     if not torch.cuda.is_available():
@@ -64,8 +73,11 @@ def _set_environment() -> None:
 
 def _quieten() -> None:
     import deepspeed.utils
+    import transformers.utils.logging
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # no Triton on a CPU: expected
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 

@@ -43,8 +43,7 @@ class PrecisionOptions:
     """The one choice this project is about, and FP16's loss scaling."""
 
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    """what both engines compute in: the learner's weights, activations and gradients, the sampler's weights and cache,
-    and what is synchronised; master weights, gradient accumulation, optimiser state and log-probabilities stay FP32"""
+    """of both engines: compute, cache and synchronisation; masters, optimiser and log-probabilities stay FP32"""
     loss_scale: float = 0.0
     """FP16 only: 0 scales dynamically, any other number is a fixed scale (1 switches scaling off)"""
     initial_scale_power: int = 16
@@ -56,8 +55,7 @@ class PrecisionOptions:
     min_loss_scale: int = 1
     """FP16 only: an overflow at this scale ends the run"""
     cpu_half: Literal["auto", "stock", "fp32-accumulate"] = "auto"
-    """half-precision products on a CPU: auto accumulates in FP32 and rounds to half where the CPU has no native
-    product (docs/cpu-half.md), stock leaves torch's kernels, fp32-accumulate overrides native ones too"""
+    """half products on a CPU: stock torch's, fp32-accumulate ours, auto ours unless native (docs/cpu-half.md)"""
 
 
 @dataclass

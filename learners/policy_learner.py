@@ -25,16 +25,12 @@ from learners.config import Config
 from learners.log_probs import TokenLogProbs
 from learners.mismatch import measure
 from learners.objectives import OBJECTIVES, PolicyBatch, aggregate
-from learners.precision import NAMES, Precision
+from learners.precision import NAMES, NonFiniteError, Precision
 from learners.rollout import RolloutBatch
 from learners.run_log import RunLog
 from learners.strategy import PrecisionStrategy
 from learners.tally import Tally
 from tasks.prompts import Prompt, PromptStream
-
-
-class NonFiniteError(RuntimeError):
-    """A log-probability or a loss is not a finite number, and no loss scale could mend it."""
 
 
 class PolicyLearner(PPOLearner):

@@ -1,6 +1,7 @@
 """Oat's DeepSpeed strategy, with the precision that the run chose and an optimiser for the device that is there."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import deepspeed
 import torch
@@ -8,7 +9,8 @@ from oat.algorithms.ppo import PPOArgs
 from oat.model import LLM
 from oat.utils.deepspeed import DeepspeedStrategy, get_optimizer_grouped_parameters
 
-from learners.precision import Precision
+from actors import runtime
+from learners.precision import NonFiniteError, Precision
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class PrecisionStrategy(DeepspeedStrategy):
         )
         self.precision = precision
 
+    def setup_distributed(self, timeout: timedelta = timedelta(minutes=60)) -> None:
+        """Seed this process and join the others."""
+        runtime.init_process_group(timeout)
+        super().setup_distributed(timeout)  # finds the group, and keeps its size
+
     def create_optimizer(self, model: LLM, **kwargs) -> torch.optim.Optimizer:
         """AdamW over the model's parameters, norms and biases without weight decay.
 
@@ -77,10 +84,22 @@ class PrecisionStrategy(DeepspeedStrategy):
         model.model.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def optimizer_step(self, optimizer, model: LLM, scheduler, name="model", **kwargs) -> StepReport:
-        """Unscale, clip and apply the accumulated gradient, or skip the update if it overflowed."""
+        """Unscale, clip and apply the accumulated gradient, or skip the update if it overflowed.
+
+        Raises:
+            NonFiniteError: it overflowed at the smallest loss scale that is allowed.
+        """
         engine: deepspeed.DeepSpeedEngine = model.model
         scale = self.loss_scale(model)
-        engine.step()
+        try:
+            engine.step()
+        except Exception as error:
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise NonFiniteError(
+                f"The gradient overflows even at the smallest loss scale, --min-loss-scale {scale:g}. Allow a smaller "
+                "one, or use --dtype bf16, or a lower --learning-rate if the run was unstable before."
+            ) from error
         skipped = not engine.was_step_applied()
         norm = float("nan") if skipped else float(engine.get_global_grad_norm())
         return StepReport(skipped=skipped, grad_norm=norm, loss_scale=scale)

@@ -154,7 +154,7 @@ def test_small_gradients_underflow_in_fp16_and_scaling_brings_them_back(learner)
 
 
 def test_a_weight_that_is_not_finite_stops_the_run_and_names_the_prompt(learner):
-    from learners.policy_learner import NonFiniteError
+    from learners.precision import NonFiniteError
 
     learner.collect(1)
     weight = next(iter(learner.causal_lm.parameters()))
