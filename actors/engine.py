@@ -46,7 +46,7 @@ class SamplingEngine:
         if torch.cuda.is_available():
             arguments |= {"gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
         else:
-            _keep_linear_weights_in_place()
+            keep_linear_weights_in_place()
             _leave_memory_unbound()
             cache = _cpu_cache_bytes(model_path, dtype, max_model_len, max_num_seqs, trust_remote_code)
             arguments |= {"kv_cache_memory_bytes": cache, "enforce_eager": True, "block_size": CPU_BLOCK_TOKENS}
@@ -110,7 +110,7 @@ def _cpu_cache_bytes(model_path, dtype, max_model_len, max_num_seqs, trust_remot
     return int(min(needed, psutil.virtual_memory().total // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
-def _keep_linear_weights_in_place() -> None:
+def keep_linear_weights_in_place() -> None:
     """On a CPU with the kernels for it, vLLM packs each linear layer's weight into a copy of its own and drops the
     original, so that weights loaded later would change nothing. Leave them where they are, and multiply with torch."""
     from vllm.model_executor.layers import utils

@@ -134,6 +134,7 @@ def run_trl(spec: dict) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
+    from actors.engine import keep_linear_weights_in_place
     from tasks.arithmetic.problems import generate
     from tasks.boxed import last_boxed
 
@@ -151,6 +152,8 @@ def run_trl(spec: dict) -> dict:
         def on_step_end(self, *_, **__):
             ends.append(time.perf_counter())
 
+    if not torch.cuda.is_available():
+        keep_linear_weights_in_place()  # without it TRL cannot load new weights into vLLM on a CPU with AVX-512
     updates = 4
     arguments = GRPOConfig(
         output_dir=tempfile.mkdtemp(), use_cpu=not torch.cuda.is_available(), bf16=False, fp16=False, report_to="none",
@@ -175,8 +178,8 @@ def run_trl(spec: dict) -> dict:
 
 def measure(kind: str, **spec) -> dict | None:
     """Run one configuration in a process of its own; None (with the reason printed) if it does not run."""
-    label = f"{kind} {' '.join(map(str, spec.get('arguments', [spec])))}"
-    print(f"running: {label} ...", file=sys.stderr, flush=True)
+    label = f"{kind} {' '.join(f'{key}={value}' for key, value in spec.items())}"
+    print(f"  running {label}", file=sys.stderr, flush=True)
     command = [sys.executable, __file__, "--worker", json.dumps({"kind": kind} | spec)]
     done = subprocess.run(command, capture_output=True, text=True)
     for line in reversed(done.stdout.splitlines()):
