@@ -1,18 +1,34 @@
-"""Advantages: how much better a response is than the others sampled for the same prompt. Pure functions of tensors."""
+"""Advantages: how much better a response is than the others sampled for the same prompt, chosen by name.
 
-from torch import Tensor
+Each is a pure function ``(rewards (B,), group_size) -> (B,)`` in FP32; the responses of a prompt lie next to each
+other, and ``group_size`` divides B. A group whose rewards are all equal gets 0 throughout. Only tensor methods are
+used, so that naming them does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def group_mean(rewards: Tensor, group_size: int) -> Tensor:
-    """Reward less the mean of its group, not divided by the group's spread (Dr.GRPO, arXiv 2503.20783).
-
-    Args:
-        rewards: (B,) FP32; the responses of a prompt lie next to each other.
-        group_size: responses per prompt; divides B.
-
-    Returns:
-        (B,) FP32; 0 throughout a group whose rewards are equal. Equals the leave-one-out advantage times
-        (group_size - 1) / group_size.
-    """
+    """Reward less the mean of its group, not divided by the group's spread (Dr.GRPO, arXiv 2503.20783)."""
     groups = rewards.view(-1, group_size)
     return (groups - groups.mean(1, keepdim=True)).flatten()
+
+
+def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:
+    """Reward less the mean of the others in its group (RLOO, arXiv 2402.14740): `group_mean` times G / (G - 1)."""
+    return group_mean(rewards, group_size) * (group_size / (group_size - 1))
+
+
+def group_std(rewards: Tensor, group_size: int) -> Tensor:
+    """Reward less the mean of its group, divided by the group's (unbiased) standard deviation + 1e-8 (GRPO,
+    arXiv 2402.03300)."""
+    spread = rewards.view(-1, group_size).std(1, keepdim=True)
+    return (group_mean(rewards, group_size).view(-1, group_size) / (spread + 1e-8)).flatten()
+
+
+ADVANTAGES = {"group-mean": group_mean, "leave-one-out": leave_one_out, "group-std": group_std}

@@ -11,11 +11,13 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
-from learners.objectives import OBJECTIVES
+from learners.advantages import ADVANTAGES
+from learners.aggregation import Aggregation
+from learners.objectives import OBJECTIVES, RECIPES, THRESHOLDS, defaults
 from tasks.arithmetic.model import CHECKPOINT
 from tasks.errors import UsageError
 
@@ -44,6 +46,12 @@ class PrecisionOptions:
 
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """of both engines: compute, cache and synchronisation; masters, optimiser and log-probabilities stay FP32"""
+    train_dtype: Literal["fp16", "bf16", "fp32"] | None = None
+    """of the learner alone, for ablations (default: --dtype)"""
+    sample_dtype: Literal["fp16", "bf16", "fp32"] | None = None
+    """of the sampler alone; it gets the FP32 master weights, cast (default: --dtype)"""
+    lm_head_fp32: bool = False
+    """compute the learner's last product, hidden states with the vocabulary, in FP32"""
     loss_scale: float = 0.0
     """FP16 only: 0 scales dynamically, any other number is a fixed scale (1 switches scaling off)"""
     initial_scale_power: int = 16
@@ -56,6 +64,13 @@ class PrecisionOptions:
     """FP16 only: an overflow at this scale ends the run"""
     cpu_half: Literal["auto", "stock", "fp32-accumulate"] = "auto"
     """half products on a CPU: stock torch's, fp32-accumulate ours, auto ours unless native (docs/cpu-half.md)"""
+
+    @property
+    def label(self) -> str:
+        """For names and tables: "fp16", or "bf16-train-fp32-sample" where the two sides differ."""
+        if self.train_dtype == self.sample_dtype:
+            return self.train_dtype
+        return f"{self.train_dtype}-train-{self.sample_dtype}-sample"
 
 
 @dataclass
@@ -123,11 +138,33 @@ class ObjectiveOptions:
     """The loss."""
 
     objective: Literal[tuple(OBJECTIVES)] = "pg-seq-is"
-    """pg-seq-is: policy gradient with the sequence's importance weight; grpo: clipped surrogate"""
+    """policy gradients (reinforce, pg-...), clipped surrogates (grpo..., gspo, icepop), others: docs/objectives.md"""
+    recipe: Literal[tuple(RECIPES)] = "oat"
+    """whose constants the options below default to: the paper's authors' in Oat or in VeRL"""
+    advantage: Literal[tuple(ADVANTAGES)] | None = None
+    """reward less the group's mean, less the others' mean, or also divided by the spread (default: by objective)"""
+    aggregation: Literal[get_args(Aggregation)] | None = None
+    """what divides the summed token losses: length limit, own length, or all tokens (default: by objective)"""
     clip_low: float | None = None
-    """grpo only: the ratio is clipped below at 1 - clip_low (default 0.2)"""
+    """grpo..., icepop, gspo, cispo: the ratio is clipped below at 1 - clip_low (default: by objective)"""
     clip_high: float | None = None
-    """grpo only: the ratio is clipped above at 1 + clip_high (default 0.2)"""
+    """grpo..., icepop, gspo, cispo: the ratio is clipped above at 1 + clip_high (default: by objective)"""
+    dual_clip: float | None = None
+    """grpo..., icepop: where A < 0 the loss is at most -A x dual_clip; above 1, 0 is off (default 0)"""
+    tis_cap: float | None = None
+    """...-tis: importance weights are truncated at it (default: by objective and recipe)"""
+    mis_cap: float | None = None
+    """...-mis: responses whose importance weight exceeds it are masked (default: by objective and recipe)"""
+    log_weight_clamp: float | None = None
+    """with an importance weight: its logarithm is kept within +- this; 0 is off (default: oat 0, verl 20)"""
+    icepop_low: float | None = None
+    """icepop: tokens with a smaller weight pi_old / mu are masked (default 0.5)"""
+    icepop_high: float | None = None
+    """icepop: tokens with a larger weight pi_old / mu are masked (default 5)"""
+    dppo_delta: float | None = None
+    """dppo-...: radius of the trust region around mu (default: tv 0.15, kl 0.05)"""
+    beta: float = 0.0
+    """weight of the KL divergence (k3) to the initial model, which then stays in memory"""
 
 
 @dataclass
@@ -241,11 +278,14 @@ class Config:
                 setattr(getattr(self, group), name, embedded if self.is_embedded else real)
         if self.task.prompt_template is None:
             self.task.prompt_template = "no" if self.task.task == "arithmetic" else "chat"
-        for name, default in OBJECTIVES[self.objective.objective].thresholds.items():
+        for name, default in defaults(self.objective.objective, self.objective.recipe).items():
             if getattr(self.objective, name) is None:
                 setattr(self.objective, name, default)
+        precision = self.precision
+        precision.train_dtype = precision.train_dtype or precision.dtype
+        precision.sample_dtype = precision.sample_dtype or precision.dtype
         if self.output.name is None:
-            self.output.name = f"{self.task.task}-{self.objective.objective}-{self.precision.dtype}"
+            self.output.name = f"{self.task.task}-{self.objective.objective}-{precision.label}"
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -357,12 +397,12 @@ def _check_batches(config: Config) -> None:
 
 def _check_precision(config: Config) -> None:
     precision, default = config.precision, PrecisionOptions()
-    if precision.dtype != "fp16":
+    if precision.train_dtype != "fp16":
         for name in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
             require(
                 getattr(precision, name) == getattr(default, name),
-                f"--{name.replace('_', '-')} belongs to FP16's loss scaling and --dtype is {precision.dtype}; "
-                "leave it out or use --dtype fp16.",
+                f"--{name.replace('_', '-')} belongs to FP16's loss scaling and the learner trains in "
+                f"{precision.train_dtype}; leave it out or train in fp16.",
             )
     if precision.loss_scale != 0:
         for name in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
@@ -382,15 +422,23 @@ def _check_precision(config: Config) -> None:
 
 
 def _check_objective(config: Config, asked_for: dict) -> None:
-    name = config.objective.objective
+    options, name = config.objective, config.objective.objective
     used = OBJECTIVES[name].thresholds
-    for threshold in ("clip_low", "clip_high"):
-        if asked_for[threshold] is not None:
-            require(
-                threshold in used,
-                f"--{threshold.replace('_', '-')} is not used by --objective {name}; leave it out.",
-            )
-            require(asked_for[threshold] > 0, f"--{threshold.replace('_', '-')} must be greater than 0.")
+    for threshold in THRESHOLDS:
+        option, value = f"--{threshold.replace('_', '-')}", getattr(options, threshold)
+        if threshold not in used:
+            require(asked_for[threshold] is None, f"{option} is not used by --objective {name}; leave it out.")
+        elif threshold in ("dual_clip", "log_weight_clamp"):
+            require(value >= 0, f"{option} is {value:g}; it must not be negative.")
+        else:
+            require(value > 0, f"{option} is {value:g}; it must be greater than 0.")
+    if "clip_low" in used:
+        require(options.clip_low <= 1, f"--clip-low is {options.clip_low:g}; a ratio is never below 0, so at most 1.")
+    if options.dual_clip:
+        require(options.dual_clip > 1, f"--dual-clip is {options.dual_clip:g}; it must be above 1, or 0 to be off.")
+    if "icepop_low" in used:
+        require(options.icepop_low < options.icepop_high, "--icepop-low must be below --icepop-high.")
+    require(options.beta >= 0, f"--beta is {options.beta:g}; it must not be negative.")
     require(
         config.sampling.num_samples >= 2,
         "--num-samples 1 leaves no group to compare a response with, so every advantage is 0; use at least 2.",

@@ -2,7 +2,13 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+
+def _float(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()
+
 
 CHUNK_TOKENS = 2048  # at 152k words of vocabulary, 1.2 GB of FP32 logits
 
@@ -17,12 +23,17 @@ class TokenLogProbs(nn.Module):
     Args:
         causal_lm: a `transformers` causal language model.
         temperature: that the tokens were sampled at; pi is the distribution at that temperature.
+        head_fp32: compute the product with the vocabulary in FP32, so that logits are not rounded to the dtype.
     """
 
-    def __init__(self, causal_lm: nn.Module, temperature: float = 1.0):
+    def __init__(self, causal_lm: nn.Module, temperature: float = 1.0, head_fp32: bool = False):
         super().__init__()
         self.causal_lm = causal_lm
         self.temperature = temperature
+        if head_fp32:
+            head = causal_lm.get_output_embeddings()
+            # The module is still what is called, so that ZeRO-3 gathers its weight first.
+            head.forward = lambda hidden: functional.linear(hidden.float(), head.weight.float(), _float(head.bias))
 
     @property
     def config(self):

@@ -12,11 +12,11 @@ def to_oat_args(config: Config) -> PPOArgs:
     return PPOArgs(
         algo=RLAlgo.PPO,
         critic_type="drgrpo",
-        beta=0.0,
+        beta=config.objective.beta,
         pretrain=config.model_path,
         # precision: as Oat says it, two booleans; see learners/precision.py
-        bf16=config.precision.dtype == "bf16",
-        fp16=config.precision.dtype == "fp16",
+        bf16=config.precision.train_dtype == "bf16",
+        fp16=config.precision.train_dtype == "fp16",
         grad_accum_dtype="fp32",
         use_fused_lm_head=False,
         # sampling

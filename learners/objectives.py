@@ -2,11 +2,13 @@
 
 Shapes: B responses, T token positions. pi is the trainer now, mu the sampler (its own log-probabilities, reported when
 it sampled), pi_old the trainer re-evaluated at the rollout weights. Every importance weight is detached. A loss is
-given per token, to be minimised; `aggregate` reduces it with a denominator that the caller counted beforehand, so that
-micro-batches and processes add up to the gradient of the whole batch.
+given per token, to be minimised; learners/aggregation.py reduces it.
 
-An objective is registered with the thresholds it uses and whether it needs pi_old, which costs one more forward pass.
-Only tensor methods are used, so that naming the objectives (for ``--help``) does not import torch.
+An objective is registered with the thresholds it uses (each a command-line option of that name) and whether it needs
+pi_old, which costs one more forward pass. Two families: policy gradients, ``-weight A log pi``, whose weight corrects
+for mu; and PPO's clipped surrogate in pi / pi_old, times a weight pi_old / mu. A weight is truncated (TIS: min(w, C)),
+or the token or response is masked (MIS: w if w <= C, else 0). Only tensor methods are used, so that naming the
+objectives (for ``--help``) does not import torch.
 
 Formulas: "Defeating the Training-Inference Mismatch via FP16" (arXiv 2510.26788) and the references beside each.
 """
@@ -19,6 +21,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Statistics = dict[str, "Tensor"]
 
 
 @dataclass
@@ -40,20 +44,23 @@ class PolicyBatch:
     old_logp: Tensor | None = None
     """(B, T) FP32, log pi_old; None unless the objective needs it"""
 
-    def sequence_sum(self, values: Tensor) -> Tensor:
-        """(B, T) -> (B, 1): sum over each response's own tokens."""
-        return values.where(self.mask, values.new_zeros(())).sum(1, keepdim=True)
+    def inside(self, values: Tensor) -> Tensor:
+        """(B, T): the values, 0 outside the mask, whatever stood there."""
+        return values.where(self.mask, values.new_zeros(()))
 
     def log_ratio(self, numerator: Tensor, denominator: Tensor) -> Tensor:
         """(B, T): the difference of two log-probabilities, detached; 0 outside the mask."""
-        difference = (numerator - denominator).detach()
-        return difference.where(self.mask, difference.new_zeros(()))
+        return self.inside((numerator - denominator).detach())
 
     @property
     def gain(self) -> Tensor:
         """(B, T): A log pi, what every policy gradient differentiates; 0 outside the mask."""
-        logp = self.logp.where(self.mask, self.logp.new_zeros(()))
-        return self.advantages[:, None] * logp
+        return self.advantages[:, None] * self.inside(self.logp)
+
+    @property
+    def ratio(self) -> Tensor:
+        """(B, T): pi / pi_old, carrying the gradient; 1 outside the mask."""
+        return self.inside(self.logp - self.old_logp).exp()
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,9 @@ class Objective:
     function: Callable
     needs_pi_old: bool
     thresholds: dict[str, float]
+    """names and default values"""
 
-    def __call__(self, batch: PolicyBatch, **thresholds: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, batch: PolicyBatch, **thresholds: float) -> tuple[Tensor, Statistics]:
         assert set(thresholds) <= set(self.thresholds), (self.name, thresholds)
         return self.function(batch, **{**self.thresholds, **thresholds})
 
@@ -86,43 +94,255 @@ def objective(name: str, needs_pi_old: bool = False, **thresholds: float):
     return register
 
 
-@objective("pg-seq-is")
-def pg_seq_is(batch: PolicyBatch) -> tuple[Tensor, dict[str, Tensor]]:
+# ------------------------------------------------------------------------------------------------ importance weights
+
+
+def token_weight(log_ratio: Tensor, clamp: float) -> Tensor:
+    """(B, T) weights exp(log ratio); the exponent is kept within +-clamp unless clamp is 0."""
+    return (log_ratio.clamp(-clamp, clamp) if clamp else log_ratio).exp()
+
+
+def sequence_weight(log_ratio: Tensor, clamp: float) -> Tensor:
+    """(B, 1) weights: the product over a response's tokens; ``log_ratio`` is 0 outside the response."""
+    return token_weight(log_ratio.sum(1, keepdim=True), clamp)
+
+
+def truncated(weight: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """TIS: (min(weight, cap), where it was cut)."""
+    return weight.clamp(max=cap), weight > cap
+
+
+def masked(weight: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """MIS: (the weight where it is at most cap and 0 elsewhere, where it was dropped)."""
+    dropped = weight > cap
+    return weight.where(~dropped, weight.new_zeros(())), dropped
+
+
+def share(flags: Tensor) -> Tensor:
+    """A boolean tensor as one that can be averaged."""
+    return flags.double()
+
+
+# ------------------------------------------------------------------------------------------------ policy gradients
+
+
+@objective("reinforce")
+def reinforce(batch: PolicyBatch) -> tuple[Tensor, Statistics]:
+    """-A log pi: as if mu were pi."""
+    return -batch.gain, {}
+
+
+@objective("pg-seq-is", log_weight_clamp=0.0)
+def pg_seq_is(batch: PolicyBatch, log_weight_clamp: float) -> tuple[Tensor, Statistics]:
     """-w A log pi with w = prod_t pi / mu: the unbiased policy gradient of pi from samples of mu."""
-    weight = batch.sequence_sum(batch.log_ratio(batch.logp, batch.mu_logp)).exp()
+    weight = sequence_weight(batch.log_ratio(batch.logp, batch.mu_logp), log_weight_clamp)
     return -weight * batch.gain, {"sequence_weight": weight}
 
 
-@objective("grpo", needs_pi_old=True, clip_low=0.2, clip_high=0.2)
-def grpo(batch: PolicyBatch, clip_low: float, clip_high: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)) with r = pi / pi_old: PPO's clipped surrogate
-    (arXiv 1707.06347), as GRPO uses it (arXiv 2402.03300)."""
-    difference = batch.logp - batch.old_logp
-    ratio = difference.where(batch.mask, difference.new_zeros(())).exp()
-    return clipped_surrogate(ratio, batch.advantages[:, None], clip_low, clip_high)
+@objective("pg-seq-tis", tis_cap=3.0, log_weight_clamp=0.0)
+def pg_seq_tis(batch: PolicyBatch, tis_cap: float, log_weight_clamp: float) -> tuple[Tensor, Statistics]:
+    """-min(w, C) A log pi, w of the sequence."""
+    weight = sequence_weight(batch.log_ratio(batch.logp, batch.mu_logp), log_weight_clamp)
+    used, cut = truncated(weight, tis_cap)
+    return -used * batch.gain, {"sequence_weight": weight, "truncated_fraction": share(cut)}
 
 
-def clipped_surrogate(ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """The pessimistic of the surrogate and its clipped form, per token, and where the clipped one was taken."""
-    plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - low, 1 + high)
-    return plain.maximum(clipped), {"clip_fraction": (clipped > plain).to(ratio.dtype)}
+@objective("pg-seq-mis", mis_cap=3.0, log_weight_clamp=0.0)
+def pg_seq_mis(batch: PolicyBatch, mis_cap: float, log_weight_clamp: float) -> tuple[Tensor, Statistics]:
+    """-w 1{w <= C} A log pi, w of the sequence."""
+    weight = sequence_weight(batch.log_ratio(batch.logp, batch.mu_logp), log_weight_clamp)
+    used, dropped = masked(weight, mis_cap)
+    return -used * batch.gain, {"sequence_weight": weight, "masked_fraction": share(dropped)}
 
 
-def aggregate(loss: Tensor, mask: Tensor, kept: Tensor, denominator: float) -> Tensor:
-    """Sum a per-token loss over the responses that are kept, and divide by what the whole update counts.
+@objective("pg-token-is", log_weight_clamp=0.0)
+def pg_token_is(batch: PolicyBatch, log_weight_clamp: float) -> tuple[Tensor, Statistics]:
+    """-w_t A log pi with w_t = pi / mu of the token alone."""
+    weight = token_weight(batch.log_ratio(batch.logp, batch.mu_logp), log_weight_clamp)
+    return -weight * batch.gain, {"token_weight": weight}
 
-    With denominator = (responses of the update) x (generate_max_length) this is Dr.GRPO's length normalisation
-    (arXiv 2503.20783): a token weighs the same in a short response as in a long one.
+
+@objective("pg-token-tis", tis_cap=2.0, log_weight_clamp=0.0)
+def pg_token_tis(batch: PolicyBatch, tis_cap: float, log_weight_clamp: float) -> tuple[Tensor, Statistics]:
+    """-min(w_t, C) A log pi."""
+    weight = token_weight(batch.log_ratio(batch.logp, batch.mu_logp), log_weight_clamp)
+    used, cut = truncated(weight, tis_cap)
+    return -used * batch.gain, {"token_weight": weight, "truncated_fraction": share(cut)}
+
+
+# ------------------------------------------------------------------------------------------------ clipped surrogates
+
+
+def clipped_surrogate(
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float = 0.0
+) -> tuple[Tensor, Statistics]:
+    """The pessimistic of the surrogate -A r and its clipped form, per token, and where the clipped one was taken.
 
     Args:
-        loss: (B, T) per token.
-        mask: (B, T) bool.
-        kept: (B,) bool, False for responses that are left out of the loss (they still count in the denominator).
-        denominator: counted over the whole update, before any backward pass; the sum of this function over the
-            micro-batches and processes of an update is then the loss of the update.
-
-    Returns:
-        A scalar that carries the gradient.
+        ratio: (B, T), carries the gradient.
+        advantages: (B, 1).
+        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+        dual_clip: where A < 0 the loss is at most -A dual_clip (arXiv 1912.09729); 0 leaves that out.
     """
-    return loss.where(mask & kept[:, None], loss.new_zeros(())).sum() / denominator
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = plain.maximum(clipped)
+    statistics = {"ratio": ratio.detach(), "clip_fraction": share(clipped > plain)}
+    if dual_clip:
+        bound = -advantages * dual_clip
+        above = (advantages < 0) & (loss > bound)
+        loss = bound.expand_as(loss).where(above, loss)
+        statistics["dual_clip_fraction"] = share(above)
+    return loss, statistics
+
+
+SURROGATE = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": 0.0}
+
+
+@objective("grpo", needs_pi_old=True, **SURROGATE)
+def grpo(batch: PolicyBatch, **clips: float) -> tuple[Tensor, Statistics]:
+    """max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)) with r = pi / pi_old: PPO's clipped surrogate
+    (arXiv 1707.06347), as GRPO uses it (arXiv 2402.03300)."""
+    return clipped_surrogate(batch.ratio, batch.advantages[:, None], **clips)
+
+
+@objective("grpo-token-tis", needs_pi_old=True, tis_cap=2.0, log_weight_clamp=0.0, **SURROGATE)
+def grpo_token_tis(
+    batch: PolicyBatch, tis_cap: float, log_weight_clamp: float, **clips: float
+) -> tuple[Tensor, Statistics]:
+    """GRPO's loss times min(rho_t, C) with rho_t = pi_old / mu of the token (Yao et al., 2025)."""
+    loss, statistics = grpo(batch, **clips)
+    weight = token_weight(batch.log_ratio(batch.old_logp, batch.mu_logp), log_weight_clamp)
+    used, cut = truncated(weight, tis_cap)
+    return used * loss, statistics | {"token_weight": weight, "truncated_fraction": share(cut)}
+
+
+@objective("grpo-seq-tis", needs_pi_old=True, tis_cap=2.0, log_weight_clamp=0.0, **SURROGATE)
+def grpo_seq_tis(
+    batch: PolicyBatch, tis_cap: float, log_weight_clamp: float, **clips: float
+) -> tuple[Tensor, Statistics]:
+    """GRPO's loss times min(rho, C) with rho = prod_t pi_old / mu."""
+    loss, statistics = grpo(batch, **clips)
+    weight = sequence_weight(batch.log_ratio(batch.old_logp, batch.mu_logp), log_weight_clamp)
+    used, cut = truncated(weight, tis_cap)
+    return used * loss, statistics | {"sequence_weight": weight, "truncated_fraction": share(cut)}
+
+
+@objective("grpo-seq-mis", needs_pi_old=True, mis_cap=10.0, log_weight_clamp=0.0, **SURROGATE)
+def grpo_seq_mis(
+    batch: PolicyBatch, mis_cap: float, log_weight_clamp: float, **clips: float
+) -> tuple[Tensor, Statistics]:
+    """GRPO's loss times rho 1{rho <= C} with rho = prod_t pi_old / mu ("When Speed Kills Stability", 2025)."""
+    loss, statistics = grpo(batch, **clips)
+    weight = sequence_weight(batch.log_ratio(batch.old_logp, batch.mu_logp), log_weight_clamp)
+    used, dropped = masked(weight, mis_cap)
+    return used * loss, statistics | {"sequence_weight": weight, "masked_fraction": share(dropped)}
+
+
+@objective("icepop", needs_pi_old=True, icepop_low=0.5, icepop_high=5.0, log_weight_clamp=0.0, **SURROGATE)
+def icepop(
+    batch: PolicyBatch, icepop_low: float, icepop_high: float, log_weight_clamp: float, **clips: float
+) -> tuple[Tensor, Statistics]:
+    """GRPO's loss times rho_t where low <= rho_t <= high, and 0 elsewhere, with rho_t = pi_old / mu of the token
+    (IcePop, Ling team, 2025)."""
+    loss, statistics = grpo(batch, **clips)
+    weight = token_weight(batch.log_ratio(batch.old_logp, batch.mu_logp), log_weight_clamp)
+    dropped = (weight < icepop_low) | (weight > icepop_high)
+    used = weight.where(~dropped, weight.new_zeros(()))
+    return used * loss, statistics | {"token_weight": weight, "masked_fraction": share(dropped)}
+
+
+@objective("gspo", needs_pi_old=True, clip_low=3e-4, clip_high=4e-4)
+def gspo(batch: PolicyBatch, **clips: float) -> tuple[Tensor, Statistics]:
+    """The clipped surrogate in the sequence's ratio s = exp(mean_t(log pi - log pi_old)), which each token carries as
+    sg(s) pi / sg(pi) (GSPO-token, arXiv 2507.18071)."""
+    lengths = batch.mask.sum(1, keepdim=True)
+    mean_log_ratio = batch.log_ratio(batch.logp, batch.old_logp).sum(1, keepdim=True) / lengths.clamp(min=1)
+    own = batch.inside(batch.logp - batch.logp.detach()).exp()  # 1, with the gradient of log pi
+    return clipped_surrogate(mean_log_ratio.exp() * own, batch.advantages[:, None], **clips)
+
+
+@objective("cispo", needs_pi_old=True, clip_low=1.0, clip_high=4.0)
+def cispo(batch: PolicyBatch, clip_low: float, clip_high: float) -> tuple[Tensor, Statistics]:
+    """-sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi with r = pi / pi_old: the weight is clipped and no token is
+    dropped (MiniMax-M1, arXiv 2506.13585; the upper end at 5 as in ScaleRL, arXiv 2510.13786; none below)."""
+    ratio = batch.ratio.detach()
+    weight = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -weight * batch.gain, {"ratio": ratio, "clip_fraction": share(weight != ratio)}
+
+
+# ------------------------------------------------------------------------------------------------ trust regions
+
+
+def masked_surrogate(batch: PolicyBatch, divergence: Tensor, delta: float) -> tuple[Tensor, Statistics]:
+    """-A r with r = pi / mu, without the tokens whose probability is more than ``delta`` away from mu's already and
+    which the update would push further: up (A > 0, r > 1), or down (A < 0, r < 1). arXiv 2602.04879.
+
+    Args:
+        divergence: (B, T), detached.
+        delta: radius of the trust region.
+    """
+    advantages = batch.advantages[:, None]
+    ratio = batch.inside(batch.logp - batch.mu_logp).exp()
+    pushed_away = ((advantages > 0) & (ratio > 1)) | ((advantages < 0) & (ratio < 1))
+    dropped = pushed_away & (divergence > delta)
+    loss = (-advantages * ratio).where(~dropped, ratio.new_zeros(()))
+    return loss, {"ratio": ratio.detach(), "masked_fraction": share(dropped)}
+
+
+@objective("dppo-tv", dppo_delta=0.15)
+def dppo_tv(batch: PolicyBatch, dppo_delta: float) -> tuple[Tensor, Statistics]:
+    """DPPO with the total variation between "this token or another" under mu and under pi: |pi - mu|."""
+    pi, mu = batch.inside(batch.logp.detach()).exp(), batch.inside(batch.mu_logp).exp()
+    return masked_surrogate(batch, (pi - mu).abs(), dppo_delta)
+
+
+@objective("dppo-kl", dppo_delta=0.05)
+def dppo_kl(batch: PolicyBatch, dppo_delta: float) -> tuple[Tensor, Statistics]:
+    """DPPO with the KL divergence between "this token or another" under mu and under pi:
+    mu log(mu / pi) + (1 - mu) log((1 - mu) / (1 - pi))."""
+    log_pi, log_mu = batch.inside(batch.logp.detach()), batch.inside(batch.mu_logp)
+    mu_others, pi_others = (-log.expm1().clamp(max=-1e-12) for log in (log_mu, log_pi))  # 1 - p, exact near p = 1
+    divergence = log_mu.exp() * (log_mu - log_pi) + mu_others * (mu_others.log() - pi_others.log())
+    return masked_surrogate(batch, divergence, dppo_delta)
+
+
+# ------------------------------------------------------------------------------------------------ what comes on top
+
+
+def reference_kl(logp: Tensor, reference_logp: Tensor, mask: Tensor) -> Tensor:
+    """(B, T): the k3 estimate of KL(pi, reference) per token, e^d - 1 - d with d = log reference - log pi, carrying the
+    gradient; d is kept within +-40, as in Oat. http://joschu.net/blog/kl-approx.html"""
+    difference = reference_logp - logp
+    difference = difference.where(mask, difference.new_zeros(())).clamp(-40.0, 40.0)
+    return difference.expm1() - difference
+
+
+# ------------------------------------------------------------------------------------------------ authors' constants
+
+# The authors' two frameworks differ in these; `oat` is what each objective was registered with above. Source: their
+# code as of October 2025 (sail-sg/Precision-RL). What an objective has no use for is left out.
+RECIPES: dict[str, dict[str, float]] = {
+    "oat": {},
+    "verl": {"clip_high": 0.28, "tis_cap": 3.0, "mis_cap": 3.0, "log_weight_clamp": 20.0},
+}
+OWN_CLIPS = ("gspo", "cispo")  # their clipping is of another size, the same in both
+
+THRESHOLDS = sorted({threshold for made in OBJECTIVES.values() for threshold in made.thresholds})
+
+
+def defaults(name: str, recipe: str) -> dict[str, float | str]:
+    """What an objective's options default to under a recipe: its thresholds, the advantage and the aggregation.
+
+    Both frameworks of the authors use Dr.GRPO's advantage and normalisation throughout; GSPO averages over each
+    response's tokens, and divides the advantage by the group's spread in Oat.
+    """
+    chosen = dict(OBJECTIVES[name].thresholds)
+    for threshold, value in RECIPES[recipe].items():
+        if threshold in chosen and not (threshold == "clip_high" and name in OWN_CLIPS):
+            chosen[threshold] = value
+    gspo = name == "gspo"
+    return chosen | {
+        "advantage": "group-std" if gspo and recipe == "oat" else "group-mean",
+        "aggregation": "token-mean-sequence" if gspo else "token-sum-constant",
+    }

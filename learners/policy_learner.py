@@ -20,16 +20,17 @@ from transformers.trainer import get_scheduler
 
 from actors import runtime
 from actors.math_actor import MathActor
-from learners.advantages import group_mean
+from learners.advantages import ADVANTAGES
+from learners.aggregation import UpdateCounts, aggregate
 from learners.config import Config
 from learners.log_probs import TokenLogProbs
-from learners.mismatch import measure
-from learners.objectives import OBJECTIVES, PolicyBatch, aggregate
+from learners.mismatch import derive, measure
+from learners.objectives import OBJECTIVES, PolicyBatch, reference_kl
 from learners.precision import NAMES, NonFiniteError, Precision
 from learners.rollout import RolloutBatch
 from learners.run_log import RunLog
-from learners.strategy import PrecisionStrategy
-from learners.tally import Tally
+from learners.strategy import PrecisionStrategy, StepReport
+from learners.tally import Tally, across_processes
 from tasks.prompts import Prompt, PromptStream
 
 
@@ -63,6 +64,7 @@ class PolicyLearner(PPOLearner):
         self.config, self.precision, self.log = config, precision, log
         self.objective = OBJECTIVES[config.objective.objective]
         self.thresholds = {name: getattr(config.objective, name) for name in self.objective.thresholds}
+        self.advantage = ADVANTAGES[config.objective.advantage]
         self.stream = PromptStream(prompts, config.sampling.rollout_batch_size, config.training.seed)
         self.eval_prompts = eval_prompts
         self.max_steps = config.training.max_steps or self.stream.steps_per_epoch * config.training.num_prompt_epoch
@@ -73,7 +75,8 @@ class PolicyLearner(PPOLearner):
         """Build model, optimiser and scheduler and hand them to DeepSpeed."""
         self.strategy = PrecisionStrategy(args, self.precision)
         self.strategy.setup_distributed()
-        self.model = LLM(TokenLogProbs(self._load_model(), args.temperature))
+        self.reference = self._load_policy(sharded=False).eval().requires_grad_(False) if args.beta > 0 else None
+        self.model = LLM(self._load_policy(sharded=args.zero_stage == 3))
         disable_dropout(self.model)
         if args.gradient_checkpointing:
             self.model.model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -97,12 +100,17 @@ class PolicyLearner(PPOLearner):
         self.query_step = self.policy_sgd_step = self.skipped_updates = self.pi_beta_version = 0
         self.pi_beta_lags_behind = True
 
-    def _load_model(self) -> torch.nn.Module:
+    def _load_policy(self, sharded: bool) -> TokenLogProbs:
+        """The model in the training dtype; ``sharded`` as ZeRO-3 wants it, else whole and on the device."""
+        model = TokenLogProbs(self._load_model(sharded), self.args.temperature, self.config.precision.lm_head_fp32)
+        return model if sharded else model.to(runtime.device())
+
+    def _load_model(self, sharded: bool) -> torch.nn.Module:
         """The Hugging Face model in the training dtype, checked to fit in it."""
         attention = self.config.model.attn_implementation
         if attention == "auto":
             attention = "sdpa" if torch.cuda.is_available() else "eager"
-        if self.args.zero_stage == 3:  # parameters are sharded as they are made
+        if sharded:  # parameters are cut up as they are made
             self._sharding = HfDeepSpeedConfig(self.strategy.get_ds_train_config(is_wrapped=True))
         model = AutoModelForCausalLM.from_pretrained(
             self.config.model_path,
@@ -114,8 +122,9 @@ class PolicyLearner(PPOLearner):
         for name, parameter in model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise NonFiniteError(
-                    f"The weight {name} of {self.config.model.model} is not finite in {self.config.precision.dtype}: "
-                    "it exceeds the range of that dtype; use --dtype bf16 or fp32 for this model."
+                    f"The weight {name} of {self.config.model.model} is not finite in "
+                    f"{NAMES[self.precision.train]}: it exceeds the range of that dtype; use --dtype bf16 or fp32 for "
+                    "this model."
                 )
         return model
 
@@ -132,8 +141,7 @@ class PolicyLearner(PPOLearner):
         masters = {safe_get_full_fp32_param(p).dtype for p in list(self.causal_lm.parameters())[:1]}
         self.log.say(
             f"precision: learner {NAMES[self.precision.train]}, master weights {NAMES[masters.pop()]}, "
-            f"sampler {NAMES[self.precision.sample]} (read from both engines' tensors; chosen by --dtype "
-            f"{self.config.precision.dtype})"
+            f"sampler {NAMES[self.precision.sample]} (read from both engines' tensors)"
         )
 
     def run(self) -> None:
@@ -202,22 +210,25 @@ class PolicyLearner(PPOLearner):
         Returns:
             Metrics of the step, by their names in metrics.jsonl.
         """
-        started = time.perf_counter()
+        started, self.step = time.perf_counter(), learning_round
         self.engine.train()
         tally = Tally()
         batch = RolloutBatch.from_transitions(self.pi_buffer, runtime.device())
-        advantages = group_mean(batch.rewards, self.args.num_samples)
-        old_logp = self._old_log_probs(batch, tally) if self.objective.needs_pi_old else None
+        batch.advantages = self.advantage(batch.rewards, self.args.num_samples)
+        if self.objective.needs_pi_old:
+            batch.old_logp = self._log_probs_without_gradient(batch, self.log_probs)
+            measure(tally, batch.old_logp, batch.mu_logp, batch.response_mask)
+        if self.reference is not None:
+            batch.reference_logp = self._log_probs_without_gradient(batch, self._reference_log_probs)
         generator = torch.Generator().manual_seed(self._seed(learning_round))
         size = self.args.train_batch_size // self.strategy.world_size
-        at_rollout_weights = old_logp is None  # only until the first update has been applied
+        at_rollout_weights = not self.objective.needs_pi_old  # measured above, or until the first update is applied
         for _ in range(self.args.num_ppo_epochs):
             for indices in torch.randperm(len(batch), generator=generator).split(size):
-                old = None if old_logp is None else old_logp[indices]
-                report = self._update(batch.select(indices), advantages[indices], old, tally, at_rollout_weights)
+                report = self._update(batch.select(indices), tally, at_rollout_weights)
                 at_rollout_weights &= report.skipped
         self._tally_rollout(batch, tally)
-        metrics = tally.result()
+        metrics = derive(tally.result())
         metrics["precision/loss_scale"] = self.strategy.loss_scale(self.model)
         metrics["precision/skipped_updates"] = self.skipped_updates
         metrics["train/learning_rate"] = self.scheduler.get_last_lr()[0]
@@ -225,33 +236,51 @@ class PolicyLearner(PPOLearner):
         metrics["time/learn"] = time.perf_counter() - started
         return metrics
 
-    def _update(self, batch, advantages, old_logp, tally: Tally, at_rollout_weights: bool):
+    def _update(self, batch: RolloutBatch, tally: Tally, at_rollout_weights: bool) -> StepReport:
         """One optimiser update on the given responses of this process. Returns the strategy's report."""
-        denominator = self.args.train_batch_size * self.args.generate_max_length  # of the whole update, see `aggregate`
+        counts = self._count(batch)
         update_loss = 0.0
-        for indices in torch.arange(len(batch)).split(self.args.train_batch_size_per_device):
-            part = batch.select(indices)
+        for part in batch.micro_batches(self.args.train_batch_size_per_device):
             logp = self.log_probs(part)
             if at_rollout_weights:
                 measure(tally, logp, part.mu_logp, part.response_mask)
-            old = None if old_logp is None else old_logp[indices, : logp.shape[1]]
-            policy = PolicyBatch(logp, part.mu_logp, advantages[indices], part.response_mask, old)
-            loss, statistics = self.objective(policy, **self.thresholds)
-            loss = aggregate(loss, part.response_mask, part.kept, denominator)
+            loss = aggregate(
+                self._token_losses(logp, part, tally),
+                part.response_mask,
+                part.kept,
+                self.config.objective.aggregation,
+                counts,
+            )
             self._require_finite(loss, part, "loss")
             self.strategy.backward(loss, self.model, self.optimizer)
             update_loss += loss.item()
-            for name, values in statistics.items():
-                per_token = values.shape == part.response_mask.shape
-                tally.add(f"objective/{name}", values[part.response_mask] if per_token else values)
         report = self.strategy.optimizer_step(self.optimizer, self.model, self.scheduler)
         self.skipped_updates += report.skipped
         self.policy_sgd_step += not report.skipped
-        # The denominator is of the whole update: the parts of the processes are summed, the updates averaged.
+        # Counts are of the whole update: the parts of the processes are summed, the updates averaged.
         tally.add("train/loss", torch.tensor(update_loss), count=1 / self.strategy.world_size)
         if not report.skipped:
             tally.add("precision/grad_norm", torch.tensor(report.grad_norm))
         return report
+
+    def _count(self, batch: RolloutBatch) -> UpdateCounts:
+        """What an update consists of, over all processes; each has its part of it in ``batch``."""
+        kept_tokens = batch.response_mask[batch.kept].sum().item()
+        here = torch.tensor([len(batch), batch.kept.sum().item(), kept_tokens], dtype=torch.float64)
+        return UpdateCounts(*across_processes(here, "sum").tolist(), max_length=self.args.generate_max_length)
+
+    def _token_losses(self, logp: torch.Tensor, batch: RolloutBatch, tally: Tally) -> torch.Tensor:
+        """(B, L - 1): the objective's loss, with what is added to it; its statistics go to the tally."""
+        policy = PolicyBatch(logp, batch.mu_logp, batch.advantages, batch.response_mask, batch.old_logp)
+        losses, statistics = self.objective(policy, **self.thresholds)
+        if batch.reference_logp is not None:
+            divergence = reference_kl(logp, batch.reference_logp, batch.response_mask)
+            statistics["reference_kl"] = divergence.detach()
+            losses = losses + self.args.beta * divergence
+        for name, values in statistics.items():
+            per_token = values.shape == batch.response_mask.shape
+            tally.add(f"objective/{name}", values[batch.response_mask] if per_token else values)
+        return losses
 
     def log_probs(self, batch: RolloutBatch) -> torch.Tensor:
         """log pi of a batch's response tokens: (B, L - 1) FP32, 0 outside the response."""
@@ -260,16 +289,19 @@ class PolicyLearner(PPOLearner):
         self._require_finite(logp, batch, "log-probability")
         return logp
 
+    def _reference_log_probs(self, batch: RolloutBatch) -> torch.Tensor:
+        positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
+        kept = self.reference(batch.input_ids, batch.attention_mask, positions, batch.response_mask)
+        return torch.zeros_like(batch.mu_logp).masked_scatter(batch.response_mask, kept)
+
     @torch.no_grad()
-    def _old_log_probs(self, batch: RolloutBatch, tally: Tally) -> torch.Tensor:
-        """log pi_old, (B, L - 1): the trainer at the weights that the batch was sampled with."""
-        old = torch.zeros_like(batch.mu_logp)
-        for indices in torch.arange(len(batch)).split(self.args.train_batch_size_per_device):
-            part = batch.select(indices)
-            logp = self.log_probs(part)
-            measure(tally, logp, part.mu_logp, part.response_mask)
-            old[indices, : logp.shape[1]] = logp
-        return old
+    def _log_probs_without_gradient(self, batch: RolloutBatch, log_probs) -> torch.Tensor:
+        """(B, L - 1): of all the responses, micro-batch by micro-batch, in their order."""
+        made = torch.zeros_like(batch.mu_logp)
+        for indices in batch.micro_batch_indices(self.args.train_batch_size_per_device):
+            part = log_probs(batch.select(indices))
+            made[indices, : part.shape[1]] = part
+        return made
 
     def _require_finite(self, values: torch.Tensor, batch: RolloutBatch, what: str) -> None:
         finite = torch.isfinite(values)
@@ -280,9 +312,9 @@ class PolicyLearner(PPOLearner):
         start = int(batch.response_mask[row].int().argmax()) + 1
         prompt = next((t.prompt for t in self.pi_buffer if list(t.prompt_ids) == ids[:start]), "?")
         raise NonFiniteError(
-            f"A {what} is not finite (update {self.policy_sgd_step + 1}, --dtype {self.config.precision.dtype}, prompt "
-            f"{prompt[:80]!r}). Loss scaling cannot mend this: activations or weights left the dtype's range; try "
-            "--dtype bf16 or fp32, or a lower --learning-rate."
+            f"A {what} is not finite (step {self.step}, update {self.policy_sgd_step + 1}, --dtype "
+            f"{NAMES[self.precision.train]}, prompt {prompt[:80]!r}). Loss scaling cannot mend this: activations or "
+            "weights left the dtype's range; try --dtype bf16 or fp32, or a lower --learning-rate."
         )
 
     def _tally_rollout(self, batch: RolloutBatch, tally: Tally) -> None:

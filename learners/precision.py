@@ -21,7 +21,7 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtypes of a run. Example: ``Precision.of(PrecisionOptions(dtype="bf16")).train is torch.bfloat16``."""
+    """The dtypes of a run. Example: ``Precision.of(parse(["--dtype=bf16"]).precision).train is torch.bfloat16``."""
 
     train: torch.dtype
     """the learner's"""
@@ -31,8 +31,7 @@ class Precision:
 
     @classmethod
     def of(cls, options: PrecisionOptions) -> "Precision":
-        dtype = TORCH_DTYPES[options.dtype]
-        return cls(train=dtype, sample=dtype, options=options)
+        return cls(TORCH_DTYPES[options.train_dtype], TORCH_DTYPES[options.sample_dtype], options)
 
     def deepspeed_sections(self) -> dict:
         """The part of DeepSpeed's configuration that is about dtypes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,12 @@ class RolloutBatch:
     """(B,) FP32"""
     kept: Tensor
     """(B,) bool, False for responses that are left out of the loss"""
+    advantages: Tensor | None = None
+    """(B,) FP32; what stands below is added by the learner"""
+    old_logp: Tensor | None = None
+    """(B, L - 1) FP32, log pi_old"""
+    reference_logp: Tensor | None = None
+    """(B, L - 1) FP32, the reference model's"""
 
     @classmethod
     def from_transitions(cls, transitions: Sequence[TransitionData], device: torch.device) -> RolloutBatch:
@@ -66,7 +72,16 @@ class RolloutBatch:
         length = int(self.attention_mask[indices].sum(1).max())
         parts = {}
         for field in fields(self):
+            if getattr(self, field.name) is None:
+                continue
             values = getattr(self, field.name)[indices]
             full = self.input_ids.shape[1]
             parts[field.name] = values if values.dim() == 1 else values[:, : length - (full - values.shape[1])]
         return RolloutBatch(**parts)
+
+    def micro_batch_indices(self, size: int) -> tuple[Tensor, ...]:
+        """The responses in micro-batches of ``size``, the shortest first, so that little of each is padding."""
+        return self.attention_mask.sum(1).argsort(stable=True).split(size)
+
+    def micro_batches(self, size: int) -> Iterator[RolloutBatch]:
+        return (self.select(indices) for indices in self.micro_batch_indices(size))

@@ -12,6 +12,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 
 import torch
 from tqdm import tqdm
@@ -162,7 +163,7 @@ class RunLog:
 
         return {
             "status": status,
-            "dtype": self.config.precision.dtype,
+            "dtype": self.config.precision.label,
             "objective": self.config.objective.objective,
             "steps": len(self.history),
             "initial_reward": rewards[0] if rewards else None,
@@ -172,6 +173,7 @@ class RunLog:
             "mismatch_abs_prob_diff_mean": first.get("mismatch/abs_prob_diff_mean"),
             "mismatch_kl_k3": first.get("mismatch/kl_k3"),
             "skipped_updates": self.history[-1]["precision/skipped_updates"] if self.history else 0,
+            "seconds_per_step": median(record["time/step"] for record in self.history) if self.history else None,
             "wall_seconds": time.time() - self.started,
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "startup_seconds": self.startup,

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from learners.config import DEFAULTS_BY_MODEL, Config, parse
+from learners.config import DEFAULTS_BY_MODEL, Config, ObjectiveOptions, parse
+from learners.objectives import OBJECTIVES
 from tasks.arithmetic.model import CHECKPOINT
 from tasks.errors import UsageError
 from tests.conftest import ROOT
@@ -66,6 +68,16 @@ def a_model(folder, **changes):
 
 REFUSED = {
     "objective and threshold": (["--clip-low", "0.1"], "--clip-low is not used by --objective pg-seq-is"),
+    "TIS's cap for MIS": (["--objective", "pg-seq-mis", "--tis-cap", "2"], "--tis-cap is not used by"),
+    "MIS's cap for TIS": (["--objective", "grpo-token-tis", "--mis-cap", "2"], "--mis-cap is not used by"),
+    "a trust region for GRPO": (["--objective", "grpo", "--dppo-delta", "0.1"], "--dppo-delta is not used by"),
+    "a band upside down": (
+        ["--objective", "icepop", "--icepop-low", "6"],
+        "--icepop-low must be below --icepop-high",
+    ),
+    "dual clip below 1": (["--objective", "grpo", "--dual-clip", "0.5"], "--dual-clip is 0.5"),
+    "negative KL weight": (["--beta", "-0.1"], "--beta is -0.1"),
+    "scaling and a BF16 learner": (["--train-dtype", "bf16", "--hysteresis", "3"], "the learner trains in bf16"),
     "rollout and update": (["--train-batch-size", "100"], "--train-batch-size 100 does not divide"),
     "update and micro-batch": (["--micro-batch-size", "48"], "--micro-batch-size 48"),
     "scaling without FP16": (["--dtype", "bf16", "--loss-scale", "8"], "--loss-scale belongs to FP16"),
@@ -80,6 +92,42 @@ REFUSED = {
     "no such folder": (["--model", "./nowhere"], "does not exist"),
     "greedy more than once": (["--eval-n", "4"], "--eval-n above 1"),
 }
+
+
+@pytest.mark.parametrize("recipe", ["oat", "verl"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_resolved_thresholds_are_the_recipes_and_each_can_be_overridden(name, recipe):
+    from learners.objectives import THRESHOLDS, defaults
+
+    chosen = defaults(name, recipe)
+    options = parse(["--objective", name, "--recipe", recipe]).objective
+    for key, value in chosen.items():
+        assert getattr(options, key) == value
+    for key in set(THRESHOLDS) - set(chosen):
+        assert getattr(options, key) is None, "what is not used is not in config.json"
+    for key in set(THRESHOLDS) & set(chosen):
+        value = 0.9 if key in ("clip_low", "icepop_low") else 2.5
+        overridden = parse(["--objective", name, "--recipe", recipe, f"--{key.replace('_', '-')}={value}"])
+        assert getattr(overridden.objective, key) == value
+
+
+def test_every_threshold_is_an_option():
+    from learners.objectives import THRESHOLDS
+
+    assert set(THRESHOLDS) <= set(vars(ObjectiveOptions()))
+
+
+def test_each_side_can_have_its_own_dtype():
+    from learners.precision import Precision
+
+    both = Precision.of(parse(["--dtype=bf16"]).precision)
+    assert (both.train, both.sample) == (torch.bfloat16, torch.bfloat16)
+    config = parse(["--dtype=bf16", "--sample-dtype=fp32"])
+    mixed = Precision.of(config.precision)
+    assert (mixed.train, mixed.sample) == (torch.bfloat16, torch.float32)
+    assert config.precision.label == "bf16-train-fp32-sample"
+    assert not mixed.deepspeed_sections()["fp16"]["enabled"]
+    assert Precision.of(parse(["--dtype=bf16", "--train-dtype=fp16"]).precision).deepspeed_sections()["fp16"]["enabled"]
 
 
 @pytest.mark.parametrize("case", REFUSED)

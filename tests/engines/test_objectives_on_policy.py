@@ -1,0 +1,83 @@
+"""Every objective at an on-policy step with both real engines in FP32, where there is nothing to correct."""
+
+import pytest
+import torch
+
+import train
+from learners.config import parse
+from learners.objectives import OBJECTIVES, defaults
+
+pytestmark = pytest.mark.engines
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "out"
+    config = parse(
+        ["--dtype=fp32", f"--output-dir={folder}", "--wandb=disabled", "--max-eval=8", "--beta=0.01",
+         "--rollout-batch-size=16", "--train-batch-size=128", "--lr-warmup-ratio=0", "--lm-head-fp32=True"]
+    )  # fmt: skip
+    task, prompts, eval_prompts = train.load_task(config)
+    train.prepare(config)
+    from learners.run_log import RunLog
+
+    yield train.build(config, task, prompts, eval_prompts, RunLog(config))
+    task.close()
+
+
+@pytest.fixture(scope="module")
+def first_updates(learner):
+    """Metrics of each objective's only update, each from the same weights and on the same responses."""
+    from learners.advantages import ADVANTAGES
+
+    learner.collect(1)
+    transitions = list(learner.pi_buffer)
+    for group in learner.optimizer.param_groups:  # nothing is changed by the update
+        group["lr"] = 0.0
+    for rate in range(len(learner.scheduler.base_lrs)):
+        learner.scheduler.base_lrs[rate] = 0.0
+    metrics = {}
+    for name, made in OBJECTIVES.items():
+        chosen = defaults(name, "oat")
+        learner.objective, learner.thresholds = made, {key: chosen[key] for key in made.thresholds}
+        learner.advantage = ADVANTAGES["group-mean"]
+        learner.pi_buffer.extend(transitions)
+        metrics[name] = learner.learn(1)
+    return metrics
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_ratio_is_1_and_nothing_is_clipped(first_updates, name):
+    metrics = first_updates[name]
+    assert metrics.get("objective/ratio", 1.0) == pytest.approx(1, abs=1e-5)
+    assert metrics.get("objective/token_weight", 1.0) == pytest.approx(1, abs=1e-4)
+    assert metrics.get("objective/sequence_weight", 1.0) == pytest.approx(1, abs=1e-3)
+    for key, value in metrics.items():
+        if key.endswith("_fraction"):
+            assert value == 0, key
+    assert metrics["objective/reference_kl"] == pytest.approx(0, abs=1e-9)
+    assert metrics["mismatch/abs_prob_diff_max"] < 1e-4
+    assert metrics["mismatch/ess_seq"] == pytest.approx(1, abs=1e-5)
+
+
+def test_every_objective_has_the_same_gradient_there(first_updates):
+    norms = {name: metrics["precision/grad_norm"] for name, metrics in first_updates.items()}
+    assert min(norms.values()) > 0.05
+    assert norms == pytest.approx(dict.fromkeys(norms, norms["reinforce"]), rel=1e-3)
+
+
+def test_the_head_in_fp32_is_what_the_learner_uses(learner):
+    hidden = torch.randn(3, learner.causal_lm.config.hidden_size, dtype=torch.float64)
+    head = learner.causal_lm.get_output_embeddings()
+    assert head(hidden.half()).dtype == torch.float32
+
+
+def test_log_probabilities_are_fp32_all_the_way(learner, first_updates):
+    """What the sampler reports, rounded to BF16 on its way to the metric, shows at once."""
+    learner.collect(1)
+    for transition in learner.pi_buffer:
+        transition.response_logprobs = torch.tensor(transition.response_logprobs).bfloat16().tolist()
+    rounded, clean = learner.learn(1), first_updates["reinforce"]
+    assert clean["mismatch/abs_log_ratio_mean"] < 1e-5
+    assert rounded["mismatch/abs_log_ratio_mean"] > 1e-4
+    assert rounded["mismatch/kl_k3"] > 100 * clean["mismatch/kl_k3"]
