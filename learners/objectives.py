@@ -48,9 +48,11 @@ class PolicyBatch:
         """(B, T): the values, 0 outside the mask, whatever stood there."""
         return values.where(self.mask, values.new_zeros(()))
 
-    def log_ratio(self, numerator: Tensor, denominator: Tensor) -> Tensor:
-        """(B, T): the difference of two log-probabilities, detached; 0 outside the mask."""
-        return self.inside((numerator - denominator).detach())
+    def log_ratio(self, numerator: Tensor, denominator: Tensor, level: str) -> Tensor:
+        """The difference of two log-probabilities, detached: (B, T) of each "token", 0 outside the mask, or (B, 1)
+        summed over each "sequence"."""
+        difference = self.inside((numerator - denominator).detach())
+        return difference.sum(1, keepdim=True) if level == "sequence" else difference
 
     @property
     def gain(self) -> Tensor:
@@ -97,30 +99,40 @@ def objective(name: str, needs_pi_old: bool = False, **thresholds: float):
 # ------------------------------------------------------------------------------------------------ importance weights
 
 
-def token_weight(log_ratio: Tensor, clamp: float) -> Tensor:
-    """(B, T) weights exp(log ratio); the exponent is kept within +-clamp unless clamp is 0."""
-    return (log_ratio.clamp(-clamp, clamp) if clamp else log_ratio).exp()
-
-
-def sequence_weight(log_ratio: Tensor, clamp: float) -> Tensor:
-    """(B, 1) weights: the product over a response's tokens; ``log_ratio`` is 0 outside the response."""
-    return token_weight(log_ratio.sum(1, keepdim=True), clamp)
-
-
-def truncated(weight: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """TIS: (min(weight, cap), where it was cut)."""
-    return weight.clamp(max=cap), weight > cap
-
-
-def masked(weight: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """MIS: (the weight where it is at most cap and 0 elsewhere, where it was dropped)."""
-    dropped = weight > cap
-    return weight.where(~dropped, weight.new_zeros(())), dropped
-
-
 def share(flags: Tensor) -> Tensor:
     """A boolean tensor as one that can be averaged."""
     return flags.double()
+
+
+def importance_weight(
+    level: str,
+    log_weight: Tensor,
+    log_weight_clamp: float,
+    tis_cap: float | None = None,
+    mis_cap: float | None = None,
+) -> tuple[Tensor, Statistics]:
+    """exp(log_weight), limited in up to three ways; detached if ``log_weight`` is.
+
+    Args:
+        level: "token" or "sequence".
+        log_weight: (B, T) of tokens, or (B, 1) of sequences.
+        log_weight_clamp: keeps the logarithm within +- this; 0 is off.
+        tis_cap: truncates, min(w, C).
+        mis_cap: masks, w where w <= C and 0 elsewhere.
+
+    Returns:
+        The weight to use, and statistics of the weight as it was before all that.
+    """
+    weight = log_weight.exp()
+    statistics = {f"{level}_weight": weight}
+    used = log_weight.clamp(-log_weight_clamp, log_weight_clamp).exp() if log_weight_clamp else weight
+    if tis_cap is not None:
+        statistics["truncated_fraction"] = share(weight > tis_cap)
+        used = used.clamp(max=tis_cap)
+    if mis_cap is not None:
+        statistics["masked_fraction"] = share(weight > mis_cap)
+        used = used.where(used <= mis_cap, used.new_zeros(()))
+    return used, statistics
 
 
 # ------------------------------------------------------------------------------------------------ policy gradients
@@ -132,42 +144,41 @@ def reinforce(batch: PolicyBatch) -> tuple[Tensor, Statistics]:
     return -batch.gain, {}
 
 
+def weighted_gain(batch: PolicyBatch, level: str, **limits: float) -> tuple[Tensor, Statistics]:
+    """-w A log pi with w = pi / mu of the level."""
+    log_weight = batch.log_ratio(batch.logp, batch.mu_logp, level)
+    weight, statistics = importance_weight(level, log_weight, **limits)
+    return -weight * batch.gain, statistics
+
+
 @objective("pg-seq-is", log_weight_clamp=0.0)
-def pg_seq_is(batch: PolicyBatch, log_weight_clamp: float) -> tuple[Tensor, Statistics]:
+def pg_seq_is(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
     """-w A log pi with w = prod_t pi / mu: the unbiased policy gradient of pi from samples of mu."""
-    weight = sequence_weight(batch.log_ratio(batch.logp, batch.mu_logp), log_weight_clamp)
-    return -weight * batch.gain, {"sequence_weight": weight}
+    return weighted_gain(batch, "sequence", **limits)
 
 
 @objective("pg-seq-tis", tis_cap=3.0, log_weight_clamp=0.0)
-def pg_seq_tis(batch: PolicyBatch, tis_cap: float, log_weight_clamp: float) -> tuple[Tensor, Statistics]:
+def pg_seq_tis(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
     """-min(w, C) A log pi, w of the sequence."""
-    weight = sequence_weight(batch.log_ratio(batch.logp, batch.mu_logp), log_weight_clamp)
-    used, cut = truncated(weight, tis_cap)
-    return -used * batch.gain, {"sequence_weight": weight, "truncated_fraction": share(cut)}
+    return weighted_gain(batch, "sequence", **limits)
 
 
 @objective("pg-seq-mis", mis_cap=3.0, log_weight_clamp=0.0)
-def pg_seq_mis(batch: PolicyBatch, mis_cap: float, log_weight_clamp: float) -> tuple[Tensor, Statistics]:
+def pg_seq_mis(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
     """-w 1{w <= C} A log pi, w of the sequence."""
-    weight = sequence_weight(batch.log_ratio(batch.logp, batch.mu_logp), log_weight_clamp)
-    used, dropped = masked(weight, mis_cap)
-    return -used * batch.gain, {"sequence_weight": weight, "masked_fraction": share(dropped)}
+    return weighted_gain(batch, "sequence", **limits)
 
 
 @objective("pg-token-is", log_weight_clamp=0.0)
-def pg_token_is(batch: PolicyBatch, log_weight_clamp: float) -> tuple[Tensor, Statistics]:
+def pg_token_is(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
     """-w_t A log pi with w_t = pi / mu of the token alone."""
-    weight = token_weight(batch.log_ratio(batch.logp, batch.mu_logp), log_weight_clamp)
-    return -weight * batch.gain, {"token_weight": weight}
+    return weighted_gain(batch, "token", **limits)
 
 
 @objective("pg-token-tis", tis_cap=2.0, log_weight_clamp=0.0)
-def pg_token_tis(batch: PolicyBatch, tis_cap: float, log_weight_clamp: float) -> tuple[Tensor, Statistics]:
+def pg_token_tis(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
     """-min(w_t, C) A log pi."""
-    weight = token_weight(batch.log_ratio(batch.logp, batch.mu_logp), log_weight_clamp)
-    used, cut = truncated(weight, tis_cap)
-    return -used * batch.gain, {"token_weight": weight, "truncated_fraction": share(cut)}
+    return weighted_gain(batch, "token", **limits)
 
 
 # ------------------------------------------------------------------------------------------------ clipped surrogates
@@ -206,15 +217,22 @@ def grpo(batch: PolicyBatch, **clips: float) -> tuple[Tensor, Statistics]:
     return clipped_surrogate(batch.ratio, batch.advantages[:, None], **clips)
 
 
+def weighted_grpo(
+    batch: PolicyBatch, level: str, clips: dict[str, float], **limits: float
+) -> tuple[Tensor, Statistics]:
+    """GRPO's loss times rho = pi_old / mu of the level."""
+    loss, statistics = grpo(batch, **clips)
+    log_weight = batch.log_ratio(batch.old_logp, batch.mu_logp, level)
+    weight, weight_statistics = importance_weight(level, log_weight, **limits)
+    return weight * loss, statistics | weight_statistics
+
+
 @objective("grpo-token-tis", needs_pi_old=True, tis_cap=2.0, log_weight_clamp=0.0, **SURROGATE)
 def grpo_token_tis(
     batch: PolicyBatch, tis_cap: float, log_weight_clamp: float, **clips: float
 ) -> tuple[Tensor, Statistics]:
     """GRPO's loss times min(rho_t, C) with rho_t = pi_old / mu of the token (Yao et al., 2025)."""
-    loss, statistics = grpo(batch, **clips)
-    weight = token_weight(batch.log_ratio(batch.old_logp, batch.mu_logp), log_weight_clamp)
-    used, cut = truncated(weight, tis_cap)
-    return used * loss, statistics | {"token_weight": weight, "truncated_fraction": share(cut)}
+    return weighted_grpo(batch, "token", clips, tis_cap=tis_cap, log_weight_clamp=log_weight_clamp)
 
 
 @objective("grpo-seq-tis", needs_pi_old=True, tis_cap=2.0, log_weight_clamp=0.0, **SURROGATE)
@@ -222,10 +240,7 @@ def grpo_seq_tis(
     batch: PolicyBatch, tis_cap: float, log_weight_clamp: float, **clips: float
 ) -> tuple[Tensor, Statistics]:
     """GRPO's loss times min(rho, C) with rho = prod_t pi_old / mu."""
-    loss, statistics = grpo(batch, **clips)
-    weight = sequence_weight(batch.log_ratio(batch.old_logp, batch.mu_logp), log_weight_clamp)
-    used, cut = truncated(weight, tis_cap)
-    return used * loss, statistics | {"sequence_weight": weight, "truncated_fraction": share(cut)}
+    return weighted_grpo(batch, "sequence", clips, tis_cap=tis_cap, log_weight_clamp=log_weight_clamp)
 
 
 @objective("grpo-seq-mis", needs_pi_old=True, mis_cap=10.0, log_weight_clamp=0.0, **SURROGATE)
@@ -233,10 +248,7 @@ def grpo_seq_mis(
     batch: PolicyBatch, mis_cap: float, log_weight_clamp: float, **clips: float
 ) -> tuple[Tensor, Statistics]:
     """GRPO's loss times rho 1{rho <= C} with rho = prod_t pi_old / mu ("When Speed Kills Stability", 2025)."""
-    loss, statistics = grpo(batch, **clips)
-    weight = sequence_weight(batch.log_ratio(batch.old_logp, batch.mu_logp), log_weight_clamp)
-    used, dropped = masked(weight, mis_cap)
-    return used * loss, statistics | {"sequence_weight": weight, "masked_fraction": share(dropped)}
+    return weighted_grpo(batch, "sequence", clips, mis_cap=mis_cap, log_weight_clamp=log_weight_clamp)
 
 
 @objective("icepop", needs_pi_old=True, icepop_low=0.5, icepop_high=5.0, log_weight_clamp=0.0, **SURROGATE)
@@ -245,11 +257,10 @@ def icepop(
 ) -> tuple[Tensor, Statistics]:
     """GRPO's loss times rho_t where low <= rho_t <= high, and 0 elsewhere, with rho_t = pi_old / mu of the token
     (IcePop, Ling team, 2025)."""
-    loss, statistics = grpo(batch, **clips)
-    weight = token_weight(batch.log_ratio(batch.old_logp, batch.mu_logp), log_weight_clamp)
+    loss, statistics = weighted_grpo(batch, "token", clips, log_weight_clamp=log_weight_clamp)
+    weight = statistics["token_weight"]
     dropped = (weight < icepop_low) | (weight > icepop_high)
-    used = weight.where(~dropped, weight.new_zeros(()))
-    return used * loss, statistics | {"token_weight": weight, "masked_fraction": share(dropped)}
+    return loss.where(~dropped, loss.new_zeros(())), statistics | {"masked_fraction": share(dropped)}
 
 
 @objective("gspo", needs_pi_old=True, clip_low=3e-4, clip_high=4e-4)
@@ -257,7 +268,7 @@ def gspo(batch: PolicyBatch, **clips: float) -> tuple[Tensor, Statistics]:
     """The clipped surrogate in the sequence's ratio s = exp(mean_t(log pi - log pi_old)), which each token carries as
     sg(s) pi / sg(pi) (GSPO-token, arXiv 2507.18071)."""
     lengths = batch.mask.sum(1, keepdim=True)
-    mean_log_ratio = batch.log_ratio(batch.logp, batch.old_logp).sum(1, keepdim=True) / lengths.clamp(min=1)
+    mean_log_ratio = batch.log_ratio(batch.logp, batch.old_logp, "sequence") / lengths.clamp(min=1)
     own = batch.inside(batch.logp - batch.logp.detach()).exp()  # 1, with the gradient of log pi
     return clipped_surrogate(mean_log_ratio.exp() * own, batch.advantages[:, None], **clips)
 

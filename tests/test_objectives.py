@@ -55,8 +55,18 @@ def binary_kl(p: float, q: float) -> float:
     return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
 
 
-def limited(log_weight: float, clamp: float) -> float:
-    return math.exp(clip(log_weight, -clamp, clamp) if clamp else log_weight)
+def weigh(name: str, log_weight: float, th: SimpleNamespace) -> tuple[float, dict[str, bool]]:
+    """The weight that a loss is multiplied by, and what was done to the weight as it was."""
+    plain = math.exp(log_weight)
+    used = math.exp(clip(log_weight, -th.log_weight_clamp, th.log_weight_clamp)) if th.log_weight_clamp else plain
+    if name.endswith("-tis"):
+        return min(used, th.tis_cap), {"truncated_fraction": plain > th.tis_cap}
+    if name.endswith("-mis"):
+        return (used if used <= th.mis_cap else 0.0), {"masked_fraction": plain > th.mis_cap}
+    if name == "icepop":
+        outside = not th.icepop_low <= plain <= th.icepop_high
+        return (0.0 if outside else used), {"masked_fraction": outside}
+    return used, {}
 
 
 def reference(name: str, logp: list, mu: list, old: list, advantage: float, options: dict):
@@ -65,41 +75,20 @@ def reference(name: str, logp: list, mu: list, old: list, advantage: float, opti
     losses, slopes, flags = [], [], []
     for p, m, o in zip(logp, mu, old, strict=True):
         flag = {}
-        if name.startswith("pg-") or name == "reinforce":
-            if name == "reinforce":
-                weight = 1.0
-            elif "seq" in name:
-                weight = limited(sum(logp) - sum(mu), th.log_weight_clamp)
-            else:
-                weight = limited(p - m, th.log_weight_clamp)
-            if name.endswith("-tis"):
-                flag["truncated_fraction"] = weight > th.tis_cap
-                weight = min(weight, th.tis_cap)
-            if name.endswith("-mis"):
-                flag["masked_fraction"] = weight > th.mis_cap
-                weight = weight if weight <= th.mis_cap else 0.0
+        if name == "reinforce":
+            loss, slope = -advantage * p, -advantage
+        elif name.startswith("pg-"):
+            weight, flag = weigh(name, sum(logp) - sum(mu) if "seq" in name else p - m, th)
             loss, slope = -weight * advantage * p, -weight * advantage
         elif name.startswith("grpo") or name == "icepop":
             loss, slope, clipped, dual = surrogate(math.exp(p - o), advantage, th.clip_low, th.clip_high, th.dual_clip)
+            weight = 1.0
+            if name != "grpo":
+                weight, flag = weigh(name, sum(old) - sum(mu) if "seq" in name else o - m, th)
+            loss, slope = weight * loss, weight * slope
             flag["clip_fraction"] = clipped
             if th.dual_clip:
                 flag["dual_clip_fraction"] = dual
-            weight = 1.0
-            if "seq" in name:
-                weight = limited(sum(old) - sum(mu), th.log_weight_clamp)
-            elif name != "grpo":
-                weight = limited(o - m, th.log_weight_clamp)
-            if name.endswith("-tis"):
-                flag["truncated_fraction"] = weight > th.tis_cap
-                weight = min(weight, th.tis_cap)
-            if name.endswith("-mis"):
-                flag["masked_fraction"] = weight > th.mis_cap
-                weight = weight if weight <= th.mis_cap else 0.0
-            if name == "icepop":
-                outside = not th.icepop_low <= weight <= th.icepop_high
-                flag["masked_fraction"] = outside
-                weight = 0.0 if outside else weight
-            loss, slope = weight * loss, weight * slope
         elif name == "gspo":
             ratio = math.exp((sum(logp) - sum(old)) / len(logp))
             loss, slope, flag["clip_fraction"], _ = surrogate(ratio, advantage, th.clip_low, th.clip_high)
@@ -182,7 +171,7 @@ def test_truncation_and_masking_are_two_things():
 
 
 def test_recipes_are_the_authors_constants():
-    """PAPER: clip 0.2/0.2 in Oat and 0.2/0.28 in VeRL; token-TIS 2 and 3; GRPO-Seq-MIS 10 and 3; PG 3 and 3; clamp 20."""
+    """As read in their code of October 2025."""
     oat, verl = (lambda name, r=recipe: defaults(name, r) for recipe in ("oat", "verl"))
     assert (oat("grpo")["clip_low"], oat("grpo")["clip_high"]) == (0.2, 0.2)
     assert (verl("grpo")["clip_low"], verl("grpo")["clip_high"]) == (0.2, 0.28)

@@ -32,6 +32,10 @@ def responses(pi, mu, mask) -> list[list[tuple[float, float]]]:
     ]
 
 
+def perplexity(log_probabilities: list[float]) -> float:
+    return float(np.exp(-np.mean(log_probabilities)))
+
+
 def test_every_metric_against_numpy():
     pi, mu, mask = batch(0, rows=9)
     tally = Tally()
@@ -54,7 +58,7 @@ def test_every_metric_against_numpy():
         "kl_k3": (r - 1 - np.log(r)).mean(),
         "reverse_kl_k1": (r * np.log(r)).mean(),
         "reverse_kl_k3": (r * (1 / r - 1 + np.log(r))).mean(),  # k3 of the other direction, weighted to samples of pi
-        "ppl_ratio": np.mean([np.exp(-np.mean([a for a, _ in row])) / np.exp(-np.mean([b for _, b in row])) for row in rows]),
+        "ppl_ratio": np.mean([perplexity([a for a, _ in row]) / perplexity([b for _, b in row]) for row in rows]),
         "chi2_token": (r**2).mean() - 1,
         "chi2_seq": (w**2).mean() - 1,
         "ess_token": r.sum() ** 2 / (r**2).sum() / len(r),
