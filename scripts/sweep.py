@@ -54,13 +54,10 @@ def read_grid(file: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
         content = yaml.safe_load(file.read_text())
         parameters = content["parameters"]
     except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise UsageError(
-            f"{file} is not a sweep file that can be read ({error}); give one of scripts/sweeps/."
-        ) from error
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{file} is no sweep file that can be read ({reason}); see scripts/sweeps/.") from error
     if content.get("method") != "grid":
-        raise UsageError(
-            f"{file} asks for method {content.get('method')}; only a grid can be run without W&B's server."
-        )
+        raise UsageError(f"{file} asks for method {content.get('method')}; only a grid runs without W&B's server.")
     fixed, varied = {}, {}
     for name, choice in parameters.items():
         if "values" in choice:
