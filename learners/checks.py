@@ -1,0 +1,182 @@
+"""What is refused before anything heavy is imported: options that contradict each other, or would trip a later step."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from learners.model_files import read_model_config
+from learners.objectives import OBJECTIVES, THRESHOLDS
+from tasks.errors import UsageError, require
+
+if TYPE_CHECKING:
+    from learners.config import Config
+
+
+def check(config: Config, asked_for: dict) -> None:
+    """Refuse what cannot work. Reads the model's config.json at most; writes nothing.
+
+    Args:
+        config: resolved.
+        asked_for: the options as they were given, None where they were left out.
+
+    Raises:
+        UsageError: with one sentence that says what to do.
+    """
+    _check_numbers(config)
+    _check_batches(config)
+    _check_precision(config)
+    _check_objective(config, asked_for["objective"])
+    _check_task(config)
+    _check_output(config)
+    _check_model(config)
+
+
+def _check_numbers(config: Config) -> None:
+    sampling, training, evaluation = config.sampling, config.training, config.evaluation
+    positive = {
+        "rollout-batch-size": sampling.rollout_batch_size,
+        "num-samples": sampling.num_samples,
+        "generate-max-length": sampling.generate_max_length,
+        "prompt-max-length": config.task.prompt_max_length,
+        "train-batch-size": training.train_batch_size,
+        "micro-batch-size": training.micro_batch_size,
+        "num-ppo-epochs": training.num_ppo_epochs,
+        "num-prompt-epoch": training.num_prompt_epoch,
+        "max-steps": 1 if training.max_steps is None else training.max_steps,
+        "train-problems": config.task.train_problems,
+        "eval-n": evaluation.eval_n,
+        "max-eval": evaluation.max_eval,
+        "temperature": sampling.temperature,
+        "learning-rate": training.learning_rate,
+        "max-norm": training.max_norm,
+    }
+    for name, value in positive.items():
+        require(value > 0, f"--{name} is {value:g}; it must be greater than 0.")
+    not_negative = {
+        "eval-steps": evaluation.eval_steps,
+        "eval-temperature": evaluation.eval_temperature,
+        "log-samples": config.output.log_samples,
+        "weight-decay": training.weight_decay,
+        "seed": training.seed,
+        "loss-scale": config.precision.loss_scale,
+    }
+    for name, value in not_negative.items():
+        require(value >= 0, f"--{name} is {value:g}; it must not be negative.")
+    require(0 < sampling.vllm_gpu_ratio < 1, "--vllm-gpu-ratio is a share of the GPU's memory, between 0 and 1.")
+    require(0 <= training.lr_warmup_ratio < 1, "--lr-warmup-ratio is a share of the updates, from 0 to below 1.")
+    require(training.seed < 2**32, "--seed must be below 2^32.")
+    for name in ("adam_beta_1", "adam_beta_2"):
+        require(0 <= getattr(training, name) < 1, f"--{name.replace('_', '-')} must lie in [0, 1).")
+
+
+def _check_batches(config: Config) -> None:
+    total, update = config.sequences_per_step, config.training.train_batch_size
+    require(
+        total % update == 0,
+        f"A step samples {config.sampling.rollout_batch_size} prompts x {config.sampling.num_samples} responses = "
+        f"{total}, which --train-batch-size {update} does not divide; choose a divisor of {total}.",
+    )
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    require(
+        config.sampling.rollout_batch_size % processes == 0,
+        f"--rollout-batch-size {config.sampling.rollout_batch_size} does not divide among {processes} processes; "
+        "make it a multiple of them.",
+    )
+    share, micro = update // processes, config.training.micro_batch_size
+    require(
+        update % processes == 0 and share % micro == 0,
+        f"--train-batch-size {update} is not a multiple of --micro-batch-size {micro} x {processes} process(es); "
+        "choose a micro-batch size that divides it.",
+    )
+
+
+def _check_precision(config: Config) -> None:
+    precision, default = config.precision, type(config.precision)()
+    if precision.train_dtype != "fp16":
+        for name in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
+            require(
+                getattr(precision, name) == getattr(default, name),
+                f"--{name.replace('_', '-')} belongs to FP16's loss scaling and the learner trains in "
+                f"{precision.train_dtype}; leave it out or train in fp16.",
+            )
+    if precision.loss_scale != 0:
+        for name in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
+            require(
+                getattr(precision, name) == getattr(default, name),
+                f"--loss-scale {precision.loss_scale:g} is fixed and --{name.replace('_', '-')} belongs to dynamic "
+                "scaling; give one of the two.",
+            )
+    require(0 <= precision.initial_scale_power <= 60, "--initial-scale-power must lie between 0 and 60.")
+    require(precision.loss_scale_window >= 1, "--loss-scale-window must be at least 1.")
+    require(precision.hysteresis >= 1, "--hysteresis must be at least 1.")
+    require(
+        1 <= precision.min_loss_scale <= 2**precision.initial_scale_power,
+        f"--min-loss-scale {precision.min_loss_scale} must be at least 1 and at most the initial scale, "
+        f"2^{precision.initial_scale_power}.",
+    )
+
+
+def _check_objective(config: Config, asked_for: dict) -> None:
+    options, name = config.objective, config.objective.objective
+    used = OBJECTIVES[name].thresholds
+    for threshold in THRESHOLDS:
+        option, value = f"--{threshold.replace('_', '-')}", getattr(options, threshold)
+        if threshold not in used:
+            require(asked_for[threshold] is None, f"{option} is not used by --objective {name}; leave it out.")
+        elif threshold in ("dual_clip", "log_weight_clamp"):
+            require(value >= 0, f"{option} is {value:g}; it must not be negative.")
+        else:
+            require(value > 0, f"{option} is {value:g}; it must be greater than 0.")
+    if "clip_low" in used:
+        require(options.clip_low <= 1, f"--clip-low is {options.clip_low:g}; a ratio is never below 0, so at most 1.")
+    if options.dual_clip:
+        require(options.dual_clip > 1, f"--dual-clip is {options.dual_clip:g}; it must be above 1, or 0 to be off.")
+    if "icepop_low" in used:
+        require(options.icepop_low < options.icepop_high, "--icepop-low must be below --icepop-high.")
+    require(options.beta >= 0, f"--beta is {options.beta:g}; it must not be negative.")
+    require(
+        config.sampling.num_samples >= 2,
+        "--num-samples 1 leaves no group to compare a response with, so every advantage is 0; use at least 2.",
+    )
+
+
+def _check_task(config: Config) -> None:
+    task = config.task
+    if task.task == "math":
+        require(task.data is not None, "--task math needs --data: a hub name, a folder or a .jsonl file.")
+    else:
+        require(task.data is None, f"--data is not used by --task {task.task}; add --task math to train on it.")
+        require(task.eval_data is None, f"--eval-data is not used by --task {task.task}; leave it out.")
+        require(config.is_embedded or task.prompt_template == "no", "--task arithmetic has no use for a template.")
+    require(
+        config.evaluation.eval_temperature > 0 or config.evaluation.eval_n == 1,
+        "--eval-n above 1 at --eval-temperature 0 would sample the same greedy response again; set a temperature.",
+    )
+
+
+def _check_output(config: Config) -> None:
+    if config.output.output_dir is None:
+        return
+    folder = Path(config.output.output_dir)
+    require(not folder.exists() or folder.is_dir(), f"--output-dir {folder} is a file; name a folder.")
+    require(
+        not (folder / "config.json").exists(),
+        f"--output-dir {folder} already holds a run; name a new folder.",
+    )
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    try:  # access rights do not tell (root, read-only mounts); a folder that is made and removed at once does
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise UsageError(f"--output-dir {folder} cannot be written ({error.strerror}); name another place.") from error
+
+
+def _check_model(config: Config) -> None:
+    context = read_model_config(config).get("max_position_embeddings")
+    require(
+        context is None or config.max_model_len <= context,
+        f"--prompt-max-length {config.task.prompt_max_length} and --generate-max-length "
+        f"{config.sampling.generate_max_length} together exceed the model's context of {context} tokens; shorten one.",
+    )

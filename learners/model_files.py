@@ -1,0 +1,59 @@
+"""A model's own config.json, read without importing transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.errors import UsageError, require
+
+if TYPE_CHECKING:
+    from learners.config import Config
+
+
+def read_model_config(config: Config) -> dict:
+    """The model's config.json: from its folder, the local hub cache, or the hub (one small file).
+
+    Raises:
+        UsageError: there is no such model, or what is there is no language model.
+    """
+    folder = Path(config.model_path)
+    if folder.is_dir():
+        file = folder / "config.json"
+        require(file.is_file(), f"--model {folder} is not a Hugging Face model: it has no config.json.")
+        weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+        require(bool(weights), f"--model {folder} has no weights: no .safetensors or .bin file lies in it.")
+    else:
+        file = _fetch_model_config(config.model.model)
+    try:
+        content = json.loads(Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model {config.model.model}: its config.json cannot be read ({error}).") from error
+    architectures = content.get("architectures") or []
+    require(
+        any(name.endswith("ForCausalLM") or name.endswith("ForConditionalGeneration") for name in architectures),
+        f"--model {config.model.model} is no causal language model: its config.json names {architectures}.",
+    )
+    return content.get("text_config", content)
+
+
+def _fetch_model_config(model: str) -> str:
+    looks_like_a_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    missing = f"--model {model} does not exist: it is neither a folder"
+    require(not looks_like_a_path, f"{missing} nor a hub id; check the path.")
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+        if isinstance(cached, str):
+            return cached
+        require(not HF_HUB_OFFLINE, f"{missing} nor in the local hub cache, and HF_HUB_OFFLINE is set.")
+        HfApi().model_info(model, timeout=4)  # fails at once where hf_hub_download retries for half a minute
+        return hf_hub_download(model, "config.json")
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"{missing} nor a model that the hub gives ({reason}).") from error
