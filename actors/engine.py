@@ -42,6 +42,7 @@ class SamplingEngine:
         enable_prefix_caching: bool = False,
         trust_remote_code: bool = False,
     ):
+        _leave_the_process_group_to_the_learner()
         arguments = {}
         if torch.cuda.is_available():
             arguments |= {"gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
@@ -93,6 +94,10 @@ class SamplingEngine:
         """Bring back ``["weights"]`` (before loading new ones) or ``["kv_cache"]`` (after)."""
         self.llm.wake_up(tags=tags)
 
+    def close(self) -> None:
+        """Give back what the engine holds. Before another engine is built in this process, the last one is closed."""
+        self.llm.llm_engine.engine_core.shutdown()
+
 
 CPU_BLOCK_TOKENS = 32
 
@@ -124,3 +129,16 @@ def keep_linear_weights_in_place() -> None:
 def _leave_memory_unbound() -> None:
     """On a CPU, vLLM binds the process's memory to one NUMA node; the learner is in this process and may need more."""
     torch.ops._C.init_cpu_memory_env = lambda nodes: None
+
+
+def _leave_the_process_group_to_the_learner() -> None:
+    """vLLM's shutdown, which may come as late as a garbage collection, ends torch.distributed for the whole process;
+    the learner is in the same group. Let it end its own groups only."""
+    from vllm.distributed import parallel_state
+
+    def end_own_groups() -> None:
+        if parallel_state._WORLD:
+            parallel_state._WORLD.destroy()
+        parallel_state._WORLD = parallel_state._NODE_COUNT = None
+
+    parallel_state.destroy_distributed_environment = end_own_groups

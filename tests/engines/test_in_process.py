@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-import train
-from learners.config import parse
+from tests.engines.conftest import built_learner
 
 pytestmark = pytest.mark.engines
 
@@ -15,16 +14,10 @@ STEPS_APART = 3  # updates between two looks, enough for the weights to have mov
 
 @pytest.fixture(scope="module")
 def learner(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "out"
-    arguments = ["--dtype=fp16", f"--output-dir={folder}", "--wandb=disabled", "--learning-rate=1e-4"]
-    config = parse([*arguments, "--max-eval=32", "--lr-scheduler=constant"])
-    task, prompts, eval_prompts = train.load_task(config)
-    train.prepare(config)
-    from learners.run_log import RunLog
-
-    learner = train.build(config, task, prompts, eval_prompts, RunLog(config))
-    learner.tests_step = 0
-    return learner
+    arguments = ["--dtype=fp16", "--learning-rate=1e-4", "--max-eval=32", "--lr-scheduler=constant"]
+    with built_learner(tmp_path_factory.mktemp("run") / "out", *arguments) as learner:
+        learner.tests_step = 0
+        yield learner
 
 
 def one_step(learner, sync: bool = True) -> dict[str, float]:

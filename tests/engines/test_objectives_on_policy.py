@@ -3,26 +3,18 @@
 import pytest
 import torch
 
-import train
-from learners.config import parse
 from learners.objectives import OBJECTIVES, defaults
+from tests.engines.conftest import built_learner
 
 pytestmark = pytest.mark.engines
 
 
 @pytest.fixture(scope="module")
 def learner(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "out"
-    config = parse(
-        ["--dtype=fp32", f"--output-dir={folder}", "--wandb=disabled", "--max-eval=8", "--beta=0.01",
-         "--rollout-batch-size=16", "--train-batch-size=128", "--lr-warmup-ratio=0", "--lm-head-fp32=True"]
-    )  # fmt: skip
-    task, prompts, eval_prompts = train.load_task(config)
-    train.prepare(config)
-    from learners.run_log import RunLog
-
-    yield train.build(config, task, prompts, eval_prompts, RunLog(config))
-    task.close()
+    arguments = ["--dtype=fp32", "--lm-head-fp32=True", "--max-eval=8", "--beta=0.01", "--lr-warmup-ratio=0"]
+    batch = ["--rollout-batch-size=16", "--train-batch-size=128"]
+    with built_learner(tmp_path_factory.mktemp("run") / "out", *arguments, *batch) as learner:
+        yield learner
 
 
 @pytest.fixture(scope="module")
