@@ -40,7 +40,7 @@ def fixed_batch(responses: int = 64):
 def five_updates(out: str, stage: int, arguments: list[str]) -> None:
     config = parse(
         [f"--zero-stage={stage}", "--dtype=fp32", "--rollout-batch-size=8", "--train-batch-size=16", "--max-steps=5",
-         "--lr-scheduler=constant", "--lr-warmup-ratio=0", "--learning-rate=1e-3", "--objective=grpo-token-tis",
+         "--lr-scheduler=constant", "--lr-warmup-ratio=0", "--learning-rate=1e-4", "--objective=grpo-token-tis",
          "--eval-steps=0", f"--output-dir={out}-run", *arguments]
     )  # fmt: skip
     task, prompts, _ = train.load_task(config)
