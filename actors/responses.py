@@ -50,11 +50,12 @@ def response_seed(seed: int, problem: str, sample: int) -> int:
 
 
 def sample_stream(
-    engine: SamplingEngine, requests: Iterable[Request], params: vllm.SamplingParams, in_flight: int
+    engine: SamplingEngine, requests: Iterable[Request | None], params: vllm.SamplingParams, in_flight: int
 ) -> Iterator[list[Response]]:
     """Sample the requests, keeping ``in_flight`` of them in the engine, and yield what each engine step finishes.
 
-    Requests are drawn from the iterable only when the engine has room, so that it may decide late what comes next.
+    Requests are drawn from the iterable only when the engine has room, so that it may decide late what comes next; None
+    is a request that is not decided yet, and is asked for again after the next engine step, if one is under way.
 
     Args:
         params: of each response (n = 1); the seed is the request's.
