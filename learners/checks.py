@@ -65,6 +65,11 @@ def _check_numbers(config: Config) -> None:
     }
     for name, value in not_negative.items():
         require(value >= 0, f"--{name} is {value:g}; it must not be negative.")
+    require(0 < evaluation.eval_top_p <= 1, "--eval-top-p must lie above 0 and at most at 1.")
+    require(
+        1 <= evaluation.eval_k <= evaluation.eval_n,
+        f"--eval-k is {evaluation.eval_k}; it must lie between 1 and --eval-n {evaluation.eval_n}.",
+    )
     require(0 < sampling.vllm_gpu_ratio < 1, "--vllm-gpu-ratio is a share of the GPU's memory, between 0 and 1.")
     require(0 <= training.lr_warmup_ratio < 1, "--lr-warmup-ratio is a share of the updates, from 0 to below 1.")
     require(training.seed < 2**32, "--seed must be below 2^32.")
@@ -151,6 +156,10 @@ def _check_task(config: Config) -> None:
         require(task.data is None, f"--data is not used by --task {task.task}; add --task math to train on it.")
         require(task.eval_data is None, f"--eval-data is not used by --task {task.task}; leave it out.")
         require(config.is_embedded or task.prompt_template == "no", "--task arithmetic has no use for a template.")
+    require(
+        task.task == "sanity" or not config.evaluation.stop_when_passed,
+        f"--stop-when-passed asks for the sanity test's verdict, and --task {task.task} has none; leave it out.",
+    )
     require(
         config.evaluation.eval_temperature > 0 or config.evaluation.eval_n == 1,
         "--eval-n above 1 at --eval-temperature 0 would sample the same greedy response again; set a temperature.",

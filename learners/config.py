@@ -205,8 +205,14 @@ class EvaluationOptions:
     """at most so many test problems (embedded model: 256, else 512)"""
     eval_temperature: float = 0.0
     """0 is greedy"""
+    eval_top_p: float = 1.0
+    """sample from the likeliest tokens that make up this share of the probability"""
     eval_n: int = 1
     """responses per test problem"""
+    eval_k: int | None = None
+    """of pass@k, which is reported where eval_n is above 1 (default: eval_n)"""
+    stop_when_passed: bool = False
+    """sanity task only: end the run as soon as the sanity test is passed (docs/sanity.md)"""
 
 
 @dataclass
@@ -277,6 +283,7 @@ class Config:
         for name, default in defaults(self.objective.objective, self.objective.recipe).items():
             if getattr(self.objective, name) is None:
                 setattr(self.objective, name, default)
+        self.evaluation.eval_k = self.evaluation.eval_k or self.evaluation.eval_n
         precision = self.precision
         precision.train_dtype = precision.train_dtype or precision.dtype
         precision.sample_dtype = precision.sample_dtype or precision.dtype

@@ -31,6 +31,7 @@ from learners.rollout import RolloutBatch
 from learners.run_log import RunLog
 from learners.strategy import PrecisionStrategy, StepReport
 from learners.tally import Tally, across_processes
+from tasks.accuracy import Accuracy
 from tasks.prompts import Prompt, PromptStream
 
 
@@ -68,7 +69,7 @@ class PolicyLearner(PPOLearner):
         self.stream = PromptStream(prompts, config.sampling.rollout_batch_size, config.training.seed)
         self.eval_prompts = eval_prompts
         self.max_steps = config.training.max_steps or self.stream.steps_per_epoch * config.training.num_prompt_epoch
-        log.max_steps = self.max_steps
+        log.max_steps, log.steps_per_epoch = self.max_steps, self.stream.steps_per_epoch
         self._init(args, [])
 
     def _init(self, args: PPOArgs, actors: list) -> None:
@@ -158,10 +159,14 @@ class PolicyLearner(PPOLearner):
             tokens = sum(len(t.prompt_ids) + len(t.response_ids) for t in self.pi_buffer)
             metrics |= times | {"time/step": time.perf_counter() - started}
             metrics["throughput/learn_tokens_per_s"] = tokens / times["time/learn"]
+            passed = self.config.evaluation.stop_when_passed and self.log.sanity_verdict(metrics["train/reward"])
             interval = self.args.eval_steps
-            if interval > 0 and (step % interval == 0 or step == self.max_steps):
-                metrics |= self.evaluate(step)
+            if interval > 0 and (step % interval == 0 or step == self.max_steps or passed):
+                metrics |= self.evaluate()
             self.log.step(step, metrics)
+            if passed:
+                self.log.say(f"the sanity test is passed after {step} steps")
+                break
         if self.config.output.save_model:
             self.save_model(self.log.folder / "model")
 
@@ -359,15 +364,21 @@ class PolicyLearner(PPOLearner):
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
-    def evaluate(self, step: int) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Accuracy on the held-out problems at the current weights; {} if there are none."""
         if not self.eval_prompts:
             return {}
         assert not self.pi_beta_lags_behind
         started = time.perf_counter()
-        _, rewards = self.actor.evaluate(self.eval_prompts, seed=self._seed(step))
-        return {"eval/accuracy": float(np.mean(rewards == 1)), "time/evaluate": time.perf_counter() - started}
+        rewards, lengths = self.actor.evaluate(self.eval_prompts, seed=self.args.seed)
+        accuracy = Accuracy.of(rewards == 1, self.config.evaluation.eval_k)
+        metrics = {"eval/accuracy": accuracy.mean, "eval/response_length": float(lengths.mean())}
+        if accuracy.stderr is not None:
+            metrics["eval/accuracy_stderr"] = accuracy.stderr
+        if self.args.eval_n > 1:
+            metrics["eval/pass_at_k"] = accuracy.pass_at_k
+        return metrics | {"time/evaluate": time.perf_counter() - started}
 
     def evaluate_and_log(self, step: int) -> None:
         if self.args.eval_steps > 0 and self.eval_prompts:
-            self.log.evaluation(step, self.evaluate(step))
+            self.log.evaluation(step, self.evaluate())
