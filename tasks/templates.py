@@ -53,7 +53,8 @@ def _qwen3(question: str) -> str:
 
 def _llama3(question: str) -> str:
     return (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n<|eot_id|>"
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        "Cutting Knowledge Date: December 2023\n<|eot_id|>"
         f"<|start_header_id|>user<|end_header_id|>\n\n{question} {BOXED_INSTRUCTION}\n<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
