@@ -82,12 +82,21 @@ def _bits(node) -> float:
 def same_expression(first: str, second: str) -> bool:
     """Whether two expressions in LaTeX are equal: constants to 50 digits, others as math-verify finds."""
     is_complex = should_treat_as_complex(first) or should_treat_as_complex(second)
-    a, b = parse(first, is_complex), parse(second, is_complex)
+    a, b = (parse(text, is_complex) for text in tell_cases_apart(first, second))
     if a is None or b is None:
         return False
     if _is_constant(a) and _is_constant(b):
         return _same_constants(a, b, first, second)
     return bool(verify([b], [a], timeout_seconds=None))
+
+
+def tell_cases_apart(*texts: str) -> tuple[str, ...]:
+    """The texts with x and X as two names where both occur; the parser would make them one."""
+    letters = set(re.sub(r"\\[a-zA-Z]+", " ", " ".join(texts)))
+    both = "".join(letter for letter in letters if letter.isupper() and letter.lower() in letters)
+    if not both:
+        return texts
+    return tuple(re.sub(rf"(\\[a-zA-Z]+)|([{both}])", lambda m: m[1] or f"{{{m[2]}_{{9}}}}", text) for text in texts)
 
 
 def _is_constant(expression) -> bool:
@@ -120,7 +129,7 @@ def _same_constants(a, b, first: str, second: str) -> bool:
 def same_equation(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
     """Whether two equations say the same: left less right is the same up to a constant factor."""
     is_complex = any(map(should_treat_as_complex, (*first, *second)))
-    sides = [parse(side, is_complex) for side in (*first, *second)]
+    sides = [parse(side, is_complex) for side in tell_cases_apart(*first, *second)]
     if not all(isinstance(side, sympy.Expr) for side in sides):
         return False
     one, other = (sympy.expand(left.doit() - right.doit()) for left, right in (sides[:2], sides[2:]))

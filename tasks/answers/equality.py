@@ -187,11 +187,11 @@ def _matrices(a: Matrix, b: Matrix) -> bool:
 
 
 def _ratios(a: Ratio, b: Ratio) -> bool:
-    if a.suffix and b.suffix and a.suffix != b.suffix:
+    if a.half_of_day and b.half_of_day and a.half_of_day != b.half_of_day:
         return False
     if a.numbers == b.numbers:
         return True
-    if a.may_be_a_time or b.may_be_a_time:
+    if a.may_be_a_time and b.may_be_a_time:
         return False
     return [n // (math.gcd(*a.numbers) or 1) for n in a.numbers] == [
         n // (math.gcd(*b.numbers) or 1) for n in b.numbers
@@ -209,9 +209,8 @@ def _words_and_other(words: Words, other: Value) -> bool:
 
 
 def _expressions(a: Expression, b: Expression) -> bool:
-    if a.latex.isalpha() and b.latex.isalpha() and (len(a.latex) > 2 or len(b.latex) > 2):
-        if a.latex.casefold() == b.latex.casefold():
-            return True
+    if len(a.latex) > 2 and a.latex.isalpha() and a.latex.casefold() == b.latex.casefold():
+        return True
     first, second = as_fraction(a.latex), as_fraction(b.latex)
     if first is not None and second is not None:
         return first == second or rounds_to(second, a.latex) or rounds_to(first, b.latex)

@@ -14,12 +14,13 @@ _UNICODE = str.maketrans(
         **{"∅": "\\emptyset ", "√": "\\sqrt ", "°": "^\\circ ", "º": "^\\circ ", "ℝ": "\\mathbb{R}"},
         **{"⟨": "\\langle ", "⟩": "\\rangle ", "“": '"', "”": '"', "’": "'", "′": "'", "″": "''", "€": "\\euro "},
         **{"½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}"},
-        **{digit: f"^{value}" for value, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
-        **{digit: f"_{value}" for value, digit in enumerate("₀₁₂₃₄₅₆₇₈₉")},
     }
 )
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _WORDS = "text mbox hbox mathrm textrm textbf mathbf textit textsf texttt mathsf mathit operatorname boldsymbol bold bm"
-_NAMES = "alpha beta gamma delta theta lambda mu sigma phi omega pi infty sin cos tan cot sec csc arcsin arccos arctan log ln"
+_NAMES = "alpha beta gamma delta theta lambda mu sigma phi omega pi infty"
+_NAMES += " sin cos tan cot sec csc arcsin arccos arctan log ln"
 
 # In this order. A thousands separator goes before spaces do; a command ends where its letters end.
 _REWRITES = [
@@ -27,10 +28,12 @@ _REWRITES = [
     for pattern, replacement in (
         (r"\\(displaystyle|textstyle|limits|nolimits|cdotp(?![a-z])|phantom\{[^{}]*\})", " "),
         (r"\\(left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?(?=[^a-zA-Z0-9]|$)", ""),
-        (r"(?<=\d)(\{,\}|,?\\!|\\[,:; ]|,\{\}|\\text\{,\}|~)\s*(?=\d{3}(?!\d))", ""),
-        (r"\\!", ""),
-        (r"\\[,:;> ]|\\q?quad(?![a-zA-Z])|~|\\hspace\{[^{}]*\}|\\space(?![a-zA-Z])", " "),
+        (r"(?<=\d)(\{,\}|,?(?<!\\)\\!|(?<!\\)\\[,:; ]|,\{\}|\\text\{,\}|~)\s*(?=\d{3}(?!\d))", ""),
+        (r"(?<!\\)\\!", ""),
+        (r"(?<!\\)\\[,:;> ]|\\q?quad(?![a-zA-Z])|~|\\hspace\{[^{}]*\}|\\space(?![a-zA-Z])", " "),
         (rf"\\({'|'.join(_WORDS.split())})\s*\{{", r"\\text{"),
+        (r"\\langle(?![a-zA-Z])", "("),
+        (r"\\rangle(?![a-zA-Z])", ")"),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
         (r"\\(lbrace|lbrack)(?![a-zA-Z])", lambda m: {"lbrace": "\\{", "lbrack": "["}[m[1]]),
@@ -79,9 +82,11 @@ def closing(text: str, start: int, opener: str, closer: str) -> int:
 
 def tidy(text: str) -> str:
     """One spelling. Idempotent but for the number of spaces."""
-    text = unicodedata.normalize("NFKC", _strip_fences(text).translate(_UNICODE))
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m[0].translate(_RAISED)}}}", _strip_fences(text))
+    text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda m: f"_{{{m[0].translate(_LOWERED)}}}", text)
+    text = unicodedata.normalize("NFKC", text.translate(_UNICODE))
     text = "".join(c if c.isprintable() else " " for c in text)
-    text = re.sub(r"(?<!\\)\$|\\[()](?!\()|(?<!\\)\\\[(?!\d)|(?<!\\)\\\](?!\d)", " ", text)
+    text = re.sub(r"(?<!\\)\$|(?<!\\)\\[()]|(?<!\\)\\[\[\]]", " ", text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     text = _brace_powers(_brace_arguments(text))

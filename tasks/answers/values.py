@@ -67,7 +67,7 @@ class Equation:
 
     @property
     def name(self) -> str | None:
-        """The name that the left side gives to the right one: "x", "f(x)", "m_{max}"; None if it is more than a name."""
+        """The name that the left side gives to the right one: "x", "f(x)"; None if it is more than a name."""
         return self.sides[0] if _NAME.fullmatch(self.sides[0]) else None
 
 
@@ -84,13 +84,9 @@ class Ratio:
     """Numbers with colons between them: a ratio or a time of the day."""
 
     numbers: tuple[int, ...]
-    suffix: str = ""
-
-    @property
-    def may_be_a_time(self) -> bool:
-        return bool(self.suffix) or (len(self.numbers) > 1 and self._text_of_a_time)
-
-    _text_of_a_time: bool = False
+    may_be_a_time: bool
+    half_of_day: str = ""
+    """ "am", "pm" or nothing"""
 
 
 Value = (
@@ -99,7 +95,8 @@ Value = (
 
 NO_SOLUTION = "no solution"
 _NAME = re.compile(
-    r"(\\text\{[^{}]*\}|\\angle[A-Za-z_{}0-9 ]+|\\frac\{d\w\}\{d\w\}|[A-Z]{2,3}|(\\[a-zA-Z]+|[a-zA-Z])'*)"
+    r"\([a-zA-Z](,[a-zA-Z])+\)"
+    r"|(\\text\{[^{}]*\}|\\angle[A-Za-z_{}0-9 ]+|\\frac\{d\w\}\{d\w\}|[A-Z]{2,3}|(\\[a-zA-Z]+|[a-zA-Z])'*)"
     r"(_(\{[^{}]*\}|\w))?'*(\([a-zA-Z0-9,]*\))?"
 )
 _SYNONYMS = {
@@ -117,16 +114,18 @@ _SYNONYMS = {
     "infinite": "infinity",
 }  # fmt: skip
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(,\d{3})+(?![\d,])")
-_DIGITS_IN_BASE = re.compile(r"([0-9A-Fa-f]+)_\{?(?:\\text\{)?(\d+)\}{0,2}")
+_DIGITS_IN_BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{?(?:\\text\{)?(\d+)\}{0,2}")
 _CLOCK = re.compile(r"(\d+):(\d+)(?::(\d+))?(?:\\text\{)?([apAP]\.?[mM]\.?)?\}?")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _LONG_WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:begin|end)\{)[a-zA-Z]{4,}")
 _SHORT_WORDS = {"yes", "no", "odd", "all", "one", "two", "six", "ten", "may", "none", "dne", "n/a"}
 _RELATION = re.compile(r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z])|<|>")
 _PLAIN_UNITS = (
-    "mm cm km kg mg inches inch feet foot ft miles mile meters metres meter hours hour minutes seconds days dollars cents "
-    "degrees degree radians percent units unit square sq cubic cu mph liters pounds ounces grams years weeks months acres"
+    "mm cm km kg mg in inches inch feet foot ft miles mile meters metres meter hours hour minutes seconds days "
+    "dollars cents degrees degree radians percent units unit square sq cubic cu mph liters pounds "
+    "ounces grams years weeks months acres"
 ).split()
+_ANGLED = re.compile(r"\\(circ|sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _NUMBER = r"-?(?:\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\}|\(\d+\+\\frac\{\d+\}\{\d+\}\)|\d+/\d+)"
 
 
@@ -250,7 +249,6 @@ def _bracketed(text: str) -> Value | None:
             return read_value(condition[1])
         value = read_value(inner)
         return value if isinstance(value, Several) else Several((value,))
-    text = re.sub(r"^\\langle\s*(.*)\\rangle$", r"(\1)", text)
     if text[:1] not in "([" or text[-1:] not in ")]" or _outer_end(text) != len(text) - 1:
         return None
     parts = split_top(text[1:-1], re.compile(r"\s*,\s*|\s*;\s*"))
@@ -323,7 +321,7 @@ def _clock(text: str) -> Ratio | None:
         return None
     numbers = tuple(int(number) for number in found.groups()[:3] if number)
     is_time = all(len(group) == 2 and int(group) < 60 for group in found.groups()[1:3] if group) and numbers[0] < 25
-    return Ratio(numbers, (found[4] or "").casefold().replace(".", ""), is_time)
+    return Ratio(numbers, is_time, (found[4] or "").casefold().replace(".", ""))
 
 
 def _measurement(text: str) -> Value | None:
@@ -340,9 +338,9 @@ def _measurement(text: str) -> Value | None:
         (r"\^\\circ\s*(?:\\text\{\s*)?F\s*\}?$", "fahrenheit"),
         (r"\s*\^\\circ$", "degree"),
         (r"\s*\\%$", "percent"),
-        (rf"(?<={_DIGIT})\s*''$", "arcsecond"),
+        (r"(?<=\d)\s*''$", "arcsecond"),
     ):
-        if (found := re.search(pattern, text)) and found.start() and "\\circ" not in text[: found.start()]:
+        if (found := re.search(pattern, text)) and found.start() and not _ANGLED.search(text[: found.start()]):
             value = read_value(text[: found.start()])
             return Measurement(value, read_unit(name)) if isinstance(value, Expression) else None
     for pattern in (
@@ -357,9 +355,6 @@ def _measurement(text: str) -> Value | None:
             if isinstance(value, Expression):
                 return Measurement(value, read_unit(found["unit"]))
     return None
-
-
-_DIGIT = r"\d"
 
 
 def _words(text: str) -> Words | None:
