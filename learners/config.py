@@ -16,6 +16,7 @@ from learners.aggregation import Aggregation
 from learners.checks import check
 from learners.objectives import OBJECTIVES, RECIPES, defaults
 from tasks.arithmetic.model import CHECKPOINT
+from tasks.templates import TEMPLATES
 
 EMBEDDED = "embedded"
 
@@ -97,7 +98,7 @@ class TaskOptions:
     """math only: column of the question"""
     output_key: str = "answer"
     """math only: column of the reference answer"""
-    prompt_template: Literal["no", "qwen_math", "r1", "chat"] | None = None
+    prompt_template: Literal[tuple(TEMPLATES)] | None = None
     """how a question becomes a prompt (default: no for arithmetic, chat for math)"""
     prompt_max_length: int | None = None
     """longer prompts are dropped, and counted; tokens (embedded model: 32, else 1024)"""
