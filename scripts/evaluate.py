@@ -165,6 +165,7 @@ def sampled_records(arguments: Arguments, problems: Problems, dtype: str, store:
 
     from actors.offline import open_engine, sampling_params
     from learners.precision import TORCH_DTYPES
+    from tasks.math_reward import MathGrader
 
     keys = missing_keys(arguments, problems, dtype, store)
     options, template = arguments.sampling, TEMPLATES[arguments.prompt_template]
@@ -179,11 +180,15 @@ def sampled_records(arguments: Arguments, problems: Problems, dtype: str, store:
         prompt = problems[benchmark][problem]
         seed = response_seed(options.seed, problem, sample)
         requests.append(Request(key, prompt.token_ids, prompt.reference, seed))
-    grader = Grader(template.answer_in)
+    grader = MathGrader(answer_in=template.answer_in)
+
+    def grade(responses) -> list[float]:  # on the text, also where it was cut: is the answer there?
+        return grader.grade([r.text for r in responses], [r.request.reference for r in responses])
+
     try:
         stream = sample_stream(engine, requests, sampling_params(options, template.stop), options.max_num_seqs)
         with tqdm(total=len(keys), desc=dtype, unit="response", smoothing=0.05) as bar:
-            for graded in grade_stream(stream, grader):
+            for graded in grade_stream(stream, grade):
                 yield [record_of(response, reward) for response, reward in graded]
                 bar.update(len(graded))
     finally:
@@ -200,27 +205,6 @@ def record_of(response, reward: float) -> dict:
         "reference": response.request.reference,
         "response": response.text,
     }
-
-
-class Grader:
-    """Grades responses by mathematical equality, on their text, also where it was cut: is the answer there?
-
-    Its worker processes start with the first responses.
-    """
-
-    def __init__(self, answer_in: str):
-        self.answer_in, self._math = answer_in, None
-
-    def __call__(self, responses) -> list[float]:
-        from tasks.math_reward import MathGrader
-
-        if self._math is None:
-            self._math = MathGrader(answer_in=self.answer_in)
-        return self._math.grade([r.text for r in responses], [r.request.reference for r in responses])
-
-    def close(self) -> None:
-        if self._math is not None:
-            self._math.close()
 
 
 def die_with_parent() -> None:
