@@ -37,4 +37,4 @@ def graded_by_equality(config, name: str, train: list[Example], test: list[Examp
 
     template = TEMPLATES[config.task.prompt_template]
     grader = MathGrader(answer_in=template.answer_in)
-    return Task(name, train, test, template, grader.grade, grader.close)
+    return Task(name, train, test, template, grader.grade, grader.close, lambda: grader.timeouts)

@@ -67,7 +67,10 @@ def evaluates_answers(name: str) -> bool:
     from reasoning_gym.factory import DATASETS
 
     source = inspect.getsource(sys.modules[DATASETS[name][0].__module__])
-    return re.search(r"\b(eval|exec|parse_expr|sympify|literal_eval)\((str\()?(user_|predicted_)?answer\b", source) is not None
+    return (
+        re.search(r"\b(eval|exec|parse_expr|sympify|literal_eval)\((str\()?(user_|predicted_)?answer\b", source)
+        is not None
+    )
 
 
 def problems(name: str, size: int, seed: int) -> list[Example]:

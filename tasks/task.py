@@ -1,15 +1,14 @@
 """What a task is: problems, how a question becomes a prompt, and the reward of a response.
 
 A task knows no engine. Adding one is one file, tasks/<name>_task.py, with one function marked by `register`
-(docs/tasks.md shows one). `TASKS` finds them all; importing it imports nothing heavy, as `train.py --help` needs it.
+(docs/tasks.md shows one). tasks/registry.py finds them all. A task's file imports nothing heavy outside its functions,
+as `train.py --help` imports them all.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.templates import Template
@@ -42,6 +41,8 @@ class Task:
     """(responses, references) -> rewards from 0 to 1, in the same order"""
     close: Callable[[], None] = lambda: None
     """ends the worker processes of the grader, if it has any"""
+    timeouts: Callable[[], int] = lambda: 0
+    """answers so far that were not graded in time, and earned 0"""
 
 
 class TaskKind(NamedTuple):
@@ -55,7 +56,7 @@ class TaskKind(NamedTuple):
     """what --data names, for messages; None if the task takes none"""
 
 
-_REGISTERED: dict[str, TaskKind] = {}
+REGISTERED: dict[str, TaskKind] = {}
 
 
 def register(name: str, template: str | Callable[[TaskOptions], str] = "chat", needs_data: str | None = None):
@@ -68,14 +69,7 @@ def register(name: str, template: str | Callable[[TaskOptions], str] = "chat", n
     """
 
     def keep(build: Callable[[Config], Task]) -> Callable[[Config], Task]:
-        _REGISTERED[name] = TaskKind(build, template if callable(template) else lambda _: template, needs_data)
+        REGISTERED[name] = TaskKind(build, template if callable(template) else lambda _: template, needs_data)
         return build
 
     return keep
-
-
-def find_tasks(folder: Path) -> dict[str, TaskKind]:
-    """Import every ``*_task.py`` of a folder that is a package in this directory; all that is registered, by name."""
-    for file in sorted(folder.glob("*_task.py")):
-        importlib.import_module(f"tasks.{file.stem}")
-    return dict(sorted(_REGISTERED.items()))
