@@ -112,7 +112,7 @@ def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None =
         enable_prefix_caching=sampling.enable_prefix_caching,
         trust_remote_code=config.model.trust_remote_code,
     )
-    learner.attach(MathActor(args, engine, task.grade, task.template.stop))
+    learner.attach(MathActor(args, engine, task.grade, task.template.stop, task.timeouts))
     marks["sampler"] = time.perf_counter()
     return learner
 

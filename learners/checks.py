@@ -156,7 +156,7 @@ def _check_task(config: Config) -> None:
     if task.data_weights:
         require(
             len(task.data_weights) == len(task.data),
-            f"--data names {len(task.data)} source(s) and --data-weights {len(task.data_weights)}; give one weight each.",
+            f"--data names {len(task.data)} sources and --data-weights {len(task.data_weights)}; give each a weight.",
         )
         require(all(weight > 0 for weight in task.data_weights), "--data-weights must all be greater than 0.")
     require(

@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import sys
+import warnings
 from functools import lru_cache
 
 from tasks.errors import UsageError, require
@@ -37,7 +38,7 @@ def build(config) -> Task:
         test = [example for example in held_out if example.question not in seen]
     template = TEMPLATES[options.prompt_template]
     grader = ResponseGrader(score, template.answer_in, longest_answer=LONGEST_ANSWER)
-    return Task(f"reasoning-gym/{name}", train, test, template, grader.grade, grader.close)
+    return Task("reasoning-gym", train, test, template, grader.grade, grader.close, lambda: grader.timeouts)
 
 
 def check_generator(name: str) -> None:
@@ -46,7 +47,8 @@ def check_generator(name: str) -> None:
         UsageError: the extra is not installed, there is no such generator, or its scorer runs answers as code.
     """
     try:
-        from reasoning_gym.factory import DATASETS
+        with warnings.catch_warnings(action="ignore"):  # a dependency of it compares with "is"
+            from reasoning_gym.factory import DATASETS
     except ImportError as error:
         raise UsageError(
             "--task reasoning-gym needs an optional package; install it with: bash scripts/install.sh reasoning-gym."
@@ -67,10 +69,7 @@ def evaluates_answers(name: str) -> bool:
     from reasoning_gym.factory import DATASETS
 
     source = inspect.getsource(sys.modules[DATASETS[name][0].__module__])
-    return (
-        re.search(r"\b(eval|exec|parse_expr|sympify|literal_eval)\((str\()?(user_|predicted_)?answer\b", source)
-        is not None
-    )
+    return re.search(r"\b(eval|exec|parse_expr|sympify)\((str\()?answer\b", source) is not None
 
 
 def problems(name: str, size: int, seed: int) -> list[Example]:
