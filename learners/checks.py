@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from learners.model_files import read_model_config
 from learners.objectives import OBJECTIVES, THRESHOLDS
 from tasks.errors import UsageError, require
+from tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from learners.config import Config
@@ -150,12 +151,19 @@ def _check_objective(config: Config, asked_for: dict) -> None:
 
 def _check_task(config: Config) -> None:
     task = config.task
-    if task.task == "math":
-        require(task.data is not None, "--task math needs --data: a hub name, a folder or a .jsonl file.")
+    needs_data = TASKS[task.task].needs_data
+    if needs_data is not None:
+        require(bool(task.data), f"--task {task.task} needs --data: {needs_data}.")
     else:
-        require(task.data is None, f"--data is not used by --task {task.task}; add --task math to train on it.")
+        require(not task.data, f"--data is not used by --task {task.task}; add --task math to train on it.")
         require(task.eval_data is None, f"--eval-data is not used by --task {task.task}; leave it out.")
         require(config.is_embedded or task.prompt_template == "no", "--task arithmetic has no use for a template.")
+    if task.data_weights:
+        require(
+            len(task.data_weights) == len(task.data),
+            f"--data names {len(task.data)} sources and --data-weights {len(task.data_weights)}; give each a weight.",
+        )
+        require(all(weight > 0 for weight in task.data_weights), "--data-weights must all be greater than 0.")
     require(
         task.task == "sanity" or not config.evaluation.stop_when_passed,
         f"--stop-when-passed asks for the sanity test's verdict, and --task {task.task} has none; leave it out.",

@@ -16,6 +16,7 @@ from learners.aggregation import Aggregation
 from learners.checks import check
 from learners.objectives import OBJECTIVES, RECIPES, defaults
 from tasks.arithmetic.model import CHECKPOINT
+from tasks.registry import TASKS
 from tasks.templates import TEMPLATES
 
 EMBEDDED = "embedded"
@@ -88,22 +89,25 @@ class ModelOptions:
 class TaskOptions:
     """What is learned: prompts, references and the reward."""
 
-    task: Literal["arithmetic", "math"] = "arithmetic"
-    """arithmetic is embedded; math is any dataset with a question and an answer column"""
-    data: str | None = None
-    """math only: hub name, local folder, or a .jsonl, .json, .parquet or .csv file"""
+    task: Literal[tuple(TASKS)] = "arithmetic"
+    """arithmetic is embedded; math any dataset; sanity a set of partly solved problems; others: docs/tasks.md"""
+    data: tuple[str, ...] = ()
+    """not arithmetic: one or more of hub name (NAME or NAME:CONFIGURATION), folder, .jsonl, .json, .parquet, .csv file;
+    reasoning-gym: a generator"""
+    data_weights: tuple[float, ...] = ()
+    """shares of several --data in an epoch, as 2 1; as much as the scarcest allows (default: all of each, once)"""
     eval_data: str | None = None
-    """math only: where evaluation problems come from (default: the test split of --data, if it has one)"""
+    """math, sanity: where evaluation problems come from (default for math: the test split of --data, if it has one)"""
     input_key: str = "problem"
-    """math only: column of the question"""
+    """math, sanity: column of the question; "outer.inner" is a field within one"""
     output_key: str = "answer"
-    """math only: column of the reference answer"""
+    """math, sanity: column of the reference answer, likewise"""
     prompt_template: Literal[tuple(TEMPLATES)] | None = None
-    """how a question becomes a prompt (default: no for arithmetic, chat for math)"""
+    """how a question becomes a prompt (default: arithmetic no, math chat, sanity its card's, reasoning-gym r1)"""
     prompt_max_length: int | None = None
     """longer prompts are dropped, and counted; tokens (embedded model: 32, else 1024)"""
     train_problems: int = 2048
-    """arithmetic only: number of training problems"""
+    """arithmetic, reasoning-gym: number of training problems"""
 
 
 @dataclass
@@ -274,13 +278,13 @@ class Config:
         return self.task.prompt_max_length + self.sampling.generate_max_length
 
     def resolve(self) -> None:
-        """Fill in every option that was left to the model or to the objective. Nothing is read or written."""
+        """Fill in every option that was left to the model, the task or the objective. At most a card.json is read."""
         for path, (embedded, real) in DEFAULTS_BY_MODEL.items():
             group, name = path.split(".")
             if getattr(getattr(self, group), name) is None:
                 setattr(getattr(self, group), name, embedded if self.is_embedded else real)
         if self.task.prompt_template is None:
-            self.task.prompt_template = "no" if self.task.task == "arithmetic" else "chat"
+            self.task.prompt_template = TASKS[self.task.task].template(self.task)
         for name, default in defaults(self.objective.objective, self.objective.recipe).items():
             if getattr(self.objective, name) is None:
                 setattr(self.objective, name, default)

@@ -182,6 +182,7 @@ class PolicyLearner(PPOLearner):
         return {
             "time/sample": info["actor/generate_time"],
             "time/grade": info["actor/verify_time"],
+            "reward/timeouts": info["reward/timeouts"],
             "throughput/sample_tokens_per_s": sampled / info["actor/generate_time"],
         }
 

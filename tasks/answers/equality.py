@@ -27,6 +27,7 @@ from tasks.answers.values import (
     Words,
     read,
     read_value,
+    with_bare_unit,
 )
 
 ALTERNATIVES = "\n---\n"
@@ -112,6 +113,8 @@ def _measurement_and_plain(measured: Measurement, plain: Value) -> bool:
     """A missing unit is taken as meant; a percentage may be the number itself or a hundredth of it."""
     if same(measured.value, plain):
         return True
+    if isinstance(plain, Expression) and (other := with_bare_unit(plain.latex)) is not None:
+        return _measurements(measured, other)
     if measured.unit.is_a("percent"):
         return _same_scaled(measured.value, 1, 100, plain)
     if measured.unit.is_a("degree") and isinstance(plain, Expression) and "\\pi" in plain.latex:

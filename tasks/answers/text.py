@@ -12,7 +12,17 @@ _UNICODE = str.maketrans(
         **{"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∈": "\\in ", "∪": "\\cup ", "∩": "\\cap "},
         **{"∞": "\\infty ", "π": "\\pi ", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "λ": "\\lambda "},
         **{"∅": "\\emptyset ", "√": "\\sqrt ", "°": "^\\circ ", "º": "^\\circ ", "ℝ": "\\mathbb{R}"},
-        **{"⟨": "\\langle ", "⟩": "\\rangle ", "“": '"', "”": '"', "’": "'", "′": "'", "″": "''", "€": "\\euro "},
+        **{
+            "⟨": "\\langle ",
+            "⟩": "\\rangle ",
+            "“": '"',
+            "”": '"',
+            "’": "'",
+            "′": "'",
+            "″": "''",
+            "€": "\\euro ",
+            "£": "\\pounds ",
+        },
         **{"½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}"},
     }
 )
@@ -34,6 +44,10 @@ _REWRITES = [
         (rf"\\({'|'.join(_WORDS.split())})\s*\{{", r"\\text{"),
         (r"\\langle(?![a-zA-Z])", "("),
         (r"\\rangle(?![a-zA-Z])", ")"),
+        (r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}", lambda m: _repeating(*m.groups())),
+        (r"\\overline\{([A-Z]{2})\}", r"\1"),
+        (r"(?i)^(?:\\text\{)?\s*(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)|option|choice)\s*:?\s*\}?(?=.)", ""),
+        (r"^([A-Z])\)$", r"\1"),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
         (r"\\(lbrace|lbrack)(?![a-zA-Z])", lambda m: {"lbrace": "\\{", "lbrack": "["}[m[1]]),
@@ -98,6 +112,12 @@ def tidy(text: str) -> str:
 def squeeze(text: str) -> str:
     """Without the spaces that separate nothing: those between two digits or two letters stay."""
     return re.sub(r"(?<=[0-9])\s+(?=[0-9])|(?<=[a-zA-Z])\s+(?=[a-zA-Z])|\s+", lambda m: " " if _splits(m) else "", text)
+
+
+def _repeating(whole: str, digits: str, period: str) -> str:
+    """A repeating decimal as a fraction: 0.1666..., written with a bar, is (16 - 1) / 90."""
+    below = (10 ** len(period) - 1) * 10 ** len(digits)
+    return f"\\frac{{{int(whole + digits + period) - int((whole + digits) or 0)}}}{{{below}}}"
 
 
 def _splits(match: re.Match) -> bool:

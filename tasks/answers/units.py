@@ -14,6 +14,7 @@ year: yr year 1
 mass: mg milligram 1/1000, g gram 1, kg kilogram 1000, oz ounce 1, lb pound 1
 money: cent ¢ 1/100, dollar usd buck $ 1
 euro: euro 1
+sterling: sterling 1
 charge: coulomb 1
 force: newton 1
 energy: j joule 1, kj kilojoule 1000

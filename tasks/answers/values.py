@@ -97,7 +97,7 @@ NO_SOLUTION = "no solution"
 _NAME = re.compile(
     r"\([a-zA-Z](,[a-zA-Z])+\)"
     r"|(\\text\{[^{}]*\}|\\angle[A-Za-z_{}0-9 ]+|\\frac\{d\w\}\{d\w\}|[A-Z]{2,3}|(\\[a-zA-Z]+|[a-zA-Z])'*)"
-    r"(_(\{[^{}]*\}|\w))?'*(\([a-zA-Z0-9,]*\))?"
+    r"(_(\{[^{}]*\}|\w))?(\^\{-1\})?'*(\([a-zA-Z0-9,]*\))?"
 )
 _SYNONYMS = {
     "no real solution": NO_SOLUTION,
@@ -232,6 +232,12 @@ def _several(text: str) -> Value | None:
     return Several(tuple(items))
 
 
+def with_bare_unit(latex: str) -> Measurement | None:
+    """``3m^{2}`` as three square metres; for where the other side tells that m is a unit."""
+    found = re.fullmatch(rf"({_NUMBER})([a-zA-Z]{{1,3}}(?:/[a-zA-Z]{{1,3}})?(?:\^\{{\d\}})?)", latex)
+    return Measurement(Expression(found[1]), read_unit(found[2])) if found else None
+
+
 def _plus_minus(text: str) -> Value | None:
     signs = re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", text)
     if len(signs) != 1:
@@ -326,8 +332,8 @@ def _clock(text: str) -> Ratio | None:
 
 def _measurement(text: str) -> Value | None:
     """A value and its unit; None if there is no unit."""
-    if money := re.match(r"-?\s*\\(\$|euro(?![a-z]))\s*", text):
-        unit = read_unit("dollar" if "$" in money[0] else "euro")
+    if money := re.match(r"-?\s*\\(\$|(?:euro|pounds)(?![a-z]))\s*", text):
+        unit = read_unit({"$": "dollar", "euro": "euro", "pounds": "sterling"}[money[1]])
         sign = "-" if money[0].startswith("-") else ""
         value = read_value(sign + text[money.end() :])
         if isinstance(value, Measurement):  # "$5 million", "$5 dollars", "$5 per hour"
