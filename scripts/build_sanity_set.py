@@ -28,7 +28,8 @@ from tasks.benchmarks import problem_ids
 from tasks.errors import UsageError, require
 from tasks.perfectible import Draws
 from tasks.prompts import Prompt, build_prompts, load_tokenizer
-from tasks.task import TASKS, Example, Task
+from tasks.registry import TASKS
+from tasks.task import Example, Task
 
 KEY = ("problem", "sample")
 
@@ -84,12 +85,11 @@ class Arguments:
         )
         require(self.sampling.temperature > 0, "--temperature 0 would sample the same greedy response again; raise it.")
         require(self.task.task != "sanity", "--task sanity is what this builds; name the task to build it from.")
-        if self.task.task == "arithmetic":
-            require(self.task.data is None, "--data is not used by --task arithmetic; add --task math to read it.")
+        needs_data = TASKS[self.task.task].needs_data
+        if needs_data is None:
+            require(not self.task.data, f"--data is not used by --task {self.task.task}; add --task math to read it.")
         else:
-            require(
-                self.task.data is not None, f"--task {self.task.task} needs --data: a hub name, a folder or a file."
-            )
+            require(bool(self.task.data), f"--task {self.task.task} needs --data: {needs_data}.")
         check_sampling(self.sampling, self.task.prompt_max_length, read_model_config(config))
 
 
@@ -170,10 +170,10 @@ def sample_all(arguments: Arguments, config: Config, task: Task, prompts, draws:
 
 
 def write_set(arguments: Arguments, prompts: dict[str, Prompt], draws: Draws, store: ResponseStore) -> dict:
-    """train.jsonl, summary.json, the histogram and the card. Returns the summary."""
+    """problems.jsonl, card.json, the histogram and the README. Returns the counts."""
     folder = arguments.output_dir
     kept = draws.kept()
-    with (folder / "train.jsonl").open("w") as file:
+    with (folder / "problems.jsonl").open("w") as file:
         for problem in kept:
             prompt, right, drawn = prompts[problem], draws.right[problem], draws.drawn[problem]
             row = {"problem": prompt.question, "answer": prompt.reference, "right": right, "drawn": drawn}
@@ -191,7 +191,7 @@ def write_set(arguments: Arguments, prompts: dict[str, Prompt], draws: Draws, st
         "responses_of_all_samples": full,
         "saving": 1 - sampled / full,
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "card.json").write_text(json.dumps(summary | store.settings, indent=2) + "\n")
     accuracies = [draws.right[problem] / draws.drawn[problem] for problem in draws.problems if draws.drawn[problem]]
     draw_histogram(accuracies, arguments.low, arguments.high, folder / "histogram.png")
     (folder / "README.md").write_text(card(summary, store.settings))
@@ -202,12 +202,12 @@ def main(arguments: Arguments) -> int:
     """Sample what is missing and write the set. Returns the exit code."""
     config = arguments.resolve()
     arguments.check(config)
-    task = TASKS[arguments.task.task](config)
+    task = TASKS[arguments.task.task].build(config)
     try:
         prompts = load_prompts(arguments, config, task)
         limit, template = arguments.task.prompt_max_length, arguments.task.prompt_template
         settings = settings_of(arguments.sampling, arguments.model, config.model_path, template, limit)
-        settings |= {"dtype": arguments.dtype, "task": arguments.task.task, "data": arguments.task.data}
+        settings |= {"dtype": arguments.dtype, "task": arguments.task.task, "data": list(arguments.task.data)}
         store = ResponseStore(arguments.output_dir, settings, KEY)
         draws = Draws(list(prompts), arguments.samples, arguments.low, arguments.high, arguments.early_stopping)
         if store.torn_bytes:
@@ -225,7 +225,7 @@ def main(arguments: Arguments) -> int:
         f"kept {summary['kept']} of {summary['problems']} problems; sampled {summary['responses_sampled']} responses "
         f"of {summary['responses_of_all_samples']}, {summary['saving']:.1%} fewer"
     )
-    print(f"written to {arguments.output_dir}/: train.jsonl README.md histogram.png summary.json responses.jsonl")
+    print(f"written to {arguments.output_dir}/: problems.jsonl card.json README.md histogram.png responses.jsonl")
     return 0
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def card(summary: dict, settings: dict) -> str:
-    """README.md of the set, in the hub's format; its head makes `datasets` read train.jsonl and nothing else.
+    """README.md of the set, in the hub's format; its head makes `datasets` read problems.jsonl and nothing else.
 
     Args:
         summary: counts, from build_sanity_set.py.
@@ -17,7 +17,7 @@ configs:
 - config_name: default
   data_files:
   - split: train
-    path: train.jsonl
+    path: problems.jsonl
 ---
 
 # Sanity set
@@ -28,7 +28,7 @@ A response that was cut at max_tokens counts as wrong, as in training.
 
 ![share of right responses](histogram.png)
 
-Each line of train.jsonl is a problem: `problem`, `answer`, and of its first `drawn` responses `right` were right. A
+Each line of problems.jsonl is a problem: `problem`, `answer`, and of its first `drawn` responses `right` were right. A
 problem {stopped}, so right / drawn is an estimate of its accuracy; that the accuracy over all
 {summary["samples"]} lies in the band is certain. {summary["responses_sampled"]} responses were sampled, of
 {summary["responses_of_all_samples"]} ({summary["saving"]:.1%} fewer); all are in responses.jsonl.

@@ -28,6 +28,7 @@ HUB_BENCHMARKS = {
     "minerva": HubDataset("math-ai/minervamath", "question", "answer"),  # 272
     "olympiad_bench": HubDataset("math-ai/olympiadbench", "question", "final_answer"),  # 674, text only
 }
+FILES = (".jsonl", ".json", ".parquet", ".csv")
 EMBEDDED_BENCHMARK = "arithmetic"
 EMBEDDED_PROBLEMS = 256
 
@@ -61,32 +62,19 @@ def load_benchmark(asked_for: str, input_key: str, output_key: str) -> Benchmark
     require(name != EMBEDDED_BENCHMARK, f"--benchmark {asked_for}: this name is the embedded one's; take another.")
     if not named and source in HUB_BENCHMARKS and not Path(source).exists():
         hub = HUB_BENCHMARKS[source]
-        _require_on_hub(source, hub.name)
-        return Benchmark(source, read_questions(hub.name, hub.input_key, hub.output_key, "test", "--benchmark"))
+        try:
+            return Benchmark(source, read_questions(hub.name, hub.input_key, hub.output_key, "test", "--benchmark"))
+        except UsageError as error:
+            raise UsageError(f"{str(error).rstrip('.')}: --benchmark {source}=FILE.jsonl.") from error
     looks_like_a_name = "/" not in source and not Path(source).suffix and not Path(source).exists()
+    is_missing_file = Path(source).suffix in FILES and not Path(source).exists()
     known = ", ".join([EMBEDDED_BENCHMARK, *HUB_BENCHMARKS])
     require(
-        bool(source) and not looks_like_a_name,
+        bool(source) and not looks_like_a_name and not is_missing_file,
         f"--benchmark {asked_for}: there is no file and no benchmark of that name; known are {known}.",
     )
     examples = read_questions(source, input_key, output_key, "test", "--benchmark")
     return Benchmark(name if named else Path(source).stem, examples)
-
-
-def _require_on_hub(name: str, dataset: str) -> None:
-    """Ask the hub once; reading a dataset that is out of reach retries for half a minute."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    if HF_HUB_OFFLINE:  # then only the local cache is asked, and answers at once
-        return
-    try:
-        HfApi().dataset_info(dataset, timeout=4)
-    except Exception as error:
-        raise UsageError(
-            f"--benchmark {name} is {dataset} on the hub, which does not answer; pass a local file, "
-            f"{name}=FILE.jsonl, or set HF_HUB_OFFLINE=1 if it lies in the local cache."
-        ) from error
 
 
 def _arithmetic() -> list[Example]:
