@@ -52,7 +52,7 @@ def check_sampling(options: OfflineOptions, prompt_max_length: int, model_config
     require(prompt_max_length > 0, f"--prompt-max-length is {prompt_max_length}; it must be greater than 0.")
     require(options.temperature >= 0, f"--temperature is {options.temperature:g}; it must not be negative.")
     require(0 < options.top_p <= 1, f"--top-p is {options.top_p:g}; it must lie above 0 and at most at 1.")
-    require(options.seed >= 0, f"--seed is {options.seed}; it must not be negative.")
+    require(0 <= options.seed < 2**32, f"--seed is {options.seed}; it must lie from 0 to below 2^32.")
     require(0 < options.vllm_gpu_ratio < 1, "--vllm-gpu-ratio is a share of the GPU's memory, between 0 and 1.")
     context = model_config.get("max_position_embeddings")
     require(
