@@ -80,6 +80,25 @@ def test_sampling_is_a_function_of_the_seed(learner):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_evaluations_at_the_same_weights_are_the_same(learner):
+    learner.args.eval_n, learner.config.evaluation.eval_k = 4, 2
+    greedy, learner.actor.eval_sampling_params.temperature = learner.actor.eval_sampling_params.temperature, 1.0
+    try:
+        first, second = ({k: v for k, v in learner.evaluate().items() if k != "time/evaluate"} for _ in range(2))
+        rewards, lengths = learner.actor.evaluate(learner.eval_prompts, learner.args.seed)
+        other, _ = learner.actor.evaluate(learner.eval_prompts, learner.args.seed + 1)
+    finally:
+        learner.args.eval_n, learner.config.evaluation.eval_k = 1, 1
+        learner.actor.eval_sampling_params.temperature = greedy
+    assert first == second
+    assert rewards.shape == lengths.shape == (32, 4)
+    assert (rewards != other).any(), "another seed, other responses"
+    assert len({tuple(row) for row in lengths}) > 8, "the responses to a problem differ"
+    assert first["eval/accuracy"] == (rewards == 1).mean() > 0.5
+    assert first["eval/accuracy"] <= first["eval/pass_at_k"] <= (rewards == 1).any(axis=1).mean()
+    assert 0 < first["eval/accuracy_stderr"] < 0.1
+
+
 def test_a_truncated_response_earns_nothing(learner):
     prompts = learner.stream.batch(1)[:8]
     limit = learner.actor.sampling_params.max_tokens
