@@ -108,20 +108,41 @@ def load_prompts(arguments: Arguments, config: Config, task: Task) -> dict[str, 
     return dict(zip(ids, prompts, strict=True))
 
 
-def sampled_records(
-    arguments: Arguments, config: Config, task: Task, prompts: dict[str, Prompt], draws: Draws
-) -> Iterator[list[dict]]:
-    """Records of the responses that ``draws`` wants, as they are finished and graded."""
-    from actors.offline import open_engine, sampling_params
+def sample_all(arguments: Arguments, config: Config, task: Task, prompts, draws: Draws, store: ResponseStore) -> None:
+    """Sample, grade and store until every problem is decided, under a progress bar."""
+    from tqdm import tqdm
+
+    from actors.offline import open_engine
     from learners.precision import TORCH_DTYPES
 
-    options = arguments.sampling
+    store.open()
     print("loading vLLM (some 20 s) ...", flush=True)
-    context = arguments.task.prompt_max_length + options.max_tokens
-    engine = open_engine(
-        options, config.model_path, TORCH_DTYPES[arguments.dtype], context, arguments.trust_remote_code
-    )
+    context = arguments.task.prompt_max_length + arguments.sampling.max_tokens
+    dtype = TORCH_DTYPES[arguments.dtype]
+    engine = open_engine(arguments.sampling, config.model_path, dtype, context, arguments.trust_remote_code)
+    try:
+        with tqdm(total=draws.remaining, desc="sample", unit="response", smoothing=0.05) as bar:
+            for records in sampled_records(arguments, engine, task, prompts, draws):
+                store.append(records)
+                for record in records:
+                    draws.record(record["problem"], record["sample"], record["reward"] == 1)
+                bar.total = bar.n + len(records) + draws.remaining
+                bar.set_postfix(kept=draws.num_kept, refresh=False)
+                bar.update(len(records))
+    finally:
+        engine.close()
+        store.close()
+
+
+def sampled_records(
+    arguments: Arguments, engine, task: Task, prompts: dict[str, Prompt], draws: Draws
+) -> Iterator[list[dict]]:
+    """Records of the responses that ``draws`` wants, as they are finished and graded."""
+    from actors.offline import sampling_params
     from actors.responses import Request, grade_stream, response_seed, sample_stream
+
+    options = arguments.sampling
+    params = sampling_params(options, task.template.stop)
 
     def requests():
         for wanted in draws.wanted():
@@ -135,13 +156,9 @@ def sampled_records(
         rewards = task.grade([r.text for r in responses], [r.request.reference for r in responses])
         return [0.0 if r.truncated else reward for r, reward in zip(responses, rewards, strict=True)]  # as in training
 
-    try:
-        params = sampling_params(options, task.template.stop)
-        while draws.remaining():  # more than once only if sampling ran dry before the last grades were known
-            for graded in grade_stream(sample_stream(engine, requests(), params, options.max_num_seqs), grade):
-                yield [record_of(response, reward) for response, reward in graded]
-    finally:
-        engine.close()
+    while draws.remaining:  # more than once only if sampling ran dry before the last grades were known
+        for graded in grade_stream(sample_stream(engine, requests(), params, options.max_num_seqs), grade):
+            yield [record_of(response, reward) for response, reward in graded]
 
 
 def record_of(response, reward: float) -> dict:
@@ -152,21 +169,6 @@ def record_of(response, reward: float) -> dict:
         "reward": reward,
         "response": response.text,
     }
-
-
-def sample_all(arguments: Arguments, config: Config, task: Task, prompts, draws: Draws, store: ResponseStore) -> None:
-    """Draw, grade and store until every problem is decided, under a progress bar."""
-    from tqdm import tqdm
-
-    store.open()
-    with tqdm(total=draws.remaining(), desc="sample", unit="response", smoothing=0.05) as bar:
-        for records in sampled_records(arguments, config, task, prompts, draws):
-            store.append(records)
-            for record in records:
-                draws.record(record["problem"], record["sample"], record["reward"] == 1)
-            bar.update(len(records))
-            bar.total = bar.n + draws.remaining()
-            bar.set_postfix(kept=len(draws.kept()), refresh=False)
 
 
 def write_set(arguments: Arguments, prompts: dict[str, Prompt], draws: Draws, store: ResponseStore) -> dict:
@@ -216,7 +218,7 @@ def main(arguments: Arguments) -> int:
             if problem in prompts and sample < arguments.samples:
                 draws.record(problem, sample, record["reward"] == 1)
         print(f"task {task.name}: {len(prompts)} problems; {len(store.records)} responses are stored already")
-        if draws.remaining():
+        if draws.remaining:
             sample_all(arguments, config, task, prompts, draws, store)
         summary = write_set(arguments, prompts, draws, store)
     finally:

@@ -87,15 +87,26 @@ class Draws:
         self.right = dict.fromkeys(self.problems, 0)
         """how many of them are right"""
         self._needed = {problem: self._count_needed(problem) for problem in self.problems}
+        open_problems = [problem for problem in self.problems if not self.is_done(problem)]
+        self.remaining = self.samples * len(open_problems)
+        """how many more responses may be needed, at most"""
+        self.num_kept = sum(bool(self.verdict(problem)) for problem in self.problems if self.is_done(problem))
+        """problems that are certain to be kept, so far"""
 
     def record(self, problem: str, sample: int, correct: bool) -> None:
         """Take in the outcome of a problem's response number ``sample`` (from 0)."""
-        known = self._known[problem]
+        known, was_done = self._known[problem], self.is_done(problem)
+        assert sample not in known, (problem, sample)
         known[sample] = correct
         while not self.is_done(problem) and self.drawn[problem] in known:
             self.right[problem] += known[self.drawn[problem]]
             self.drawn[problem] += 1
             self._needed[problem] = self._count_needed(problem)
+        if not was_done:
+            self.remaining -= 1
+            if self.is_done(problem):
+                self.remaining -= self.samples - len(known)
+                self.num_kept += bool(self.verdict(problem))
 
     def _count_needed(self, problem: str) -> int:
         """How many of the problem's responses are needed at least, those that were drawn included."""
@@ -115,10 +126,6 @@ class Draws:
     def kept(self) -> list[str]:
         """The perfectible problems, in their order."""
         return [problem for problem in self.problems if self.verdict(problem)]
-
-    def remaining(self) -> int:
-        """How many more responses may be needed, at most."""
-        return sum(self.samples - len(self._known[problem]) for problem in self.problems if not self.is_done(problem))
 
     def wanted(self) -> Iterator[tuple[str, int] | None]:
         """(problem, sample) of the responses to draw; heeds what `record` is told meanwhile.

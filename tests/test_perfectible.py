@@ -65,7 +65,8 @@ def run(outcomes, samples, band, early, in_flight, rng, known=()) -> tuple[Draws
             made.add(key)
             flying.append(key)
         if not flying:
-            assert draws.remaining() == 0
+            assert draws.remaining == 0
+            assert draws.num_kept == len(draws.kept())
             return draws, len(made)
         problem, sample = flying.pop(rng.randrange(len(flying)))
         draws.record(problem, sample, outcomes[problem][sample])
@@ -99,4 +100,4 @@ def test_what_remains_is_none_at_the_end(early):
     rng = random.Random(1)
     outcomes = {f"p{i}": [rng.random() < 0.5 for _ in range(12)] for i in range(5)}
     draws, _ = run(outcomes, 12, (0.2, 0.8), early, 3, rng)
-    assert draws.remaining() == 0
+    assert draws.remaining == 0
