@@ -115,7 +115,6 @@ def sample_all(arguments: Arguments, config: Config, task: Task, prompts, draws:
     from actors.offline import open_engine
     from learners.precision import TORCH_DTYPES
 
-    store.open()
     print("loading vLLM (some 20 s) ...", flush=True)
     context = arguments.task.prompt_max_length + arguments.sampling.max_tokens
     dtype = TORCH_DTYPES[arguments.dtype]
@@ -131,7 +130,6 @@ def sample_all(arguments: Arguments, config: Config, task: Task, prompts, draws:
                 bar.update(len(records))
     finally:
         engine.close()
-        store.close()
 
 
 def sampled_records(
@@ -218,6 +216,7 @@ def main(arguments: Arguments) -> int:
             if problem in prompts and sample < arguments.samples:
                 draws.record(problem, sample, record["reward"] == 1)
         print(f"task {task.name}: {len(prompts)} problems; {len(store.records)} responses are stored already")
+        store.open()
         if draws.remaining:
             sample_all(arguments, config, task, prompts, draws, store)
         summary = write_set(arguments, prompts, draws, store)
