@@ -1,5 +1,6 @@
 """What the grading processes of tests/test_grading.py are made to do; imported in those processes."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -13,11 +14,9 @@ def act(answer: str, reference: str) -> float:
         while True:
             pass
     if answer == "swallow":
-        while True:
-            try:
-                time.sleep(0)
-            except Exception:
-                pass
+        with contextlib.suppress(BaseException):
+            act("loop", "")
+        act("loop", "")
     if answer == "raise":
         raise RuntimeError("as asked")
     if answer == "memory":

@@ -107,7 +107,7 @@ def test_a_process_that_dies_or_hangs_is_replaced_and_costs_one_answer(pool, how
     results = pool.map(pairs)
     assert math.isnan(results[7])
     assert [r for n, r in enumerate(results) if n != 7] == [float(n) for n in range(20) if n != 7]
-    assert len(pids(pool) - before) == 1
+    assert 1 <= len(pids(pool) - before) <= 2
     assert all(is_gone(pid) for pid in before - pids(pool))
 
 
@@ -178,7 +178,7 @@ def test_they_end_when_their_parent_is_killed(busy):
 
 
 def test_they_import_no_engine():
-    pool = GradingPool(grading_functions.heavy_modules, workers=1)
+    pool = GradingPool(grading_functions.heavy_modules, workers=1, time_limit=30)
     try:
         assert pool.map([("", "")]) == [0.0]
     finally:
