@@ -91,7 +91,7 @@ class GradingPool:
         self._workers = [Worker(self._command) for _ in range(workers or min(8, os.cpu_count() or 1))]
 
     def map(self, pairs: list[tuple[str, str]]) -> list[float]:
-        """What compare says of each (answer, reference), in order; NaN where it took too long, or its process died twice.
+        """What compare says of each (answer, reference), in order; NaN where it ran out of time, or died twice.
 
         Raises:
             RuntimeError: the processes do not start, or the pool is closed.

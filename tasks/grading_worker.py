@@ -1,9 +1,9 @@
 """One grading process: `python -m tasks.grading_worker MODULE:FUNCTION SECONDS`, started by tasks/grading_pool.py.
 
 It reads pairs as JSON lines, [answer, reference], and writes for each one double: what FUNCTION(answer, reference)
-says, or NaN when that took too long. Three clocks watch each call. The gentle one counts the process's own seconds, so that a
-busy machine makes no answer wrong, and interrupts Python code. The other two end the process, by the kernel's hand,
-whatever it is doing and also when nobody is left to watch: one counts its own seconds, the other the wall's.
+says, or NaN when that took too long. Three clocks watch each call. The gentle one counts the process's own seconds, so
+that a busy machine makes no answer wrong, and interrupts Python code. The other two end the process, by the kernel's
+hand, whatever it is doing and also when nobody is left to watch: one counts its own seconds, the other the wall's.
 """
 
 import importlib

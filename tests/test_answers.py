@@ -120,11 +120,8 @@ def test_every_reference_is_its_own_answer_and_not_its_neighbours(file):
     own = [text.split(ALTERNATIVES)[-1] for text in texts]
     wrong = [text for text, answer in zip(texts, own, strict=True) if not grade_answer(answer, text)]
     assert not wrong
-    confused = [
-        (a, b)
-        for a, b in zip(own, texts[1:] + texts[:1], strict=True)
-        if a not in b.split(ALTERNATIVES) and grade_answer(a, b)
-    ]
+    neighbours = zip(own, texts[1:] + texts[:1], strict=True)
+    confused = [(a, b) for a, b in neighbours if a not in b.split(ALTERNATIVES) and grade_answer(a, b)]
     assert set(confused) <= EQUAL_NEIGHBOURS
 
 

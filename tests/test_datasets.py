@@ -85,7 +85,7 @@ def test_the_question_of_a_chat_is_what_the_user_said():
         ('{"question": "1+1?", "answer": "2"}', "has no column 'problem'"),
         ('{"problem": "1+1?", "solution": "2"}', "has no column 'answer'"),
         (
-            '{"problem": "1+1?", "answer": "2"}\n{"problem": "?", "answer": ""}',
+            '{"problem": "1?", "answer": "2"}\n{"problem": "?", "answer": ""}',
             "1 of 2 problems have an empty 'answer'",
         ),
         ('{"problem": "1+1?", "answer": "2"}\n{"problem": "?"}', "the first is number 2"),

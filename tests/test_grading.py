@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,7 @@ def is_gone(pid, patience=10.0):
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         try:
-            if open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "Z":
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 return True
         except FileNotFoundError:
             return True
@@ -61,7 +62,8 @@ def test_no_box_and_an_endless_answer_are_wrong_and_nobody_is_asked(grader):
 def hostile() -> list[str]:
     nested = 10**6
     kinds = [
-        r"\boxed{9^{9^{9^{9}}}}", r"\boxed{9^9^9^9}", r"\boxed{10^{10^{10}}}", r"\boxed{(10^{9})!}", r"\boxed{9!!!!!!!}",
+        r"\boxed{9^{9^{9^{9}}}}", r"\boxed{9^9^9^9}", r"\boxed{10^{10^{10}}}", r"\boxed{(10^{9})!}",
+        r"\boxed{9!!!!!!!}",
         r"\boxed{\binom{10^9}{10^8}}", r"\boxed{2^{2^{2^{2^{2^{2}}}}}}", r"\boxed{\sum_{n=1}^{10^{12}} \frac{1}{n}}",
         r"\boxed{\int_0^1 x^{x^{x^x}} dx}", r"\boxed{\prod_{n=1}^{10^{9}} n}", r"\boxed{\lim_{x\to 0} x^{x^{x}}}",
         r"\boxed{" + "{" * nested, r"\boxed{" + "{" * nested + "}" * nested + "}", r"\boxed{" * 10**5, "}" * nested,
@@ -73,7 +75,8 @@ def hostile() -> list[str]:
         r"\boxed{\frac{0}{0}}", r"\boxed{0^{-1}}", r"\boxed{" + "-" * 390 + "1}", r"\boxed{" + "9" * 390 + "}",
         r"\boxed{1e999999999}", r"\boxed{1e-999999999}", r"\boxed{\\\\\\\\}", r"\boxed{&&&}", "\\boxed{\ud800}",
         r"\boxed{" + "x+" * 190 + "x}", r"\boxed{(x+1)^{5000}}", r"\boxed{(a+b+c+d)^{300}}", r"\boxed{\sin(10^{400})}",
-        r"\boxed{x^{x^{x^{x^{x}}}} + \sin(\cos(\tan(x)))^{99}}", r"\boxed{\gamma(10^{10})}", r"\boxed{\{" + "1," * 190 + "1\\}}",
+        r"\boxed{x^{x^{x^{x^{x}}}} + \sin(\cos(\tan(x)))^{99}}", r"\boxed{\gamma(10^{10})}",
+        r"\boxed{\{" + "1," * 190 + "1\\}}",
         r"\boxed{\begin{pmatrix}" + r"1&" * 90 + r"1\end{pmatrix}}", r"\boxed{\pm\pm\pm\pm 1}", "\\boxed{\u202e1}",
     ]  # fmt: skip
     return kinds * 4
@@ -82,9 +85,7 @@ def hostile() -> list[str]:
 def test_two_hundred_hostile_responses_are_wrong_and_leave_the_processes_alive(grader):
     responses = hostile()
     assert len(responses) >= 200
-    references = [
-        f"x^2+{n}" if n % 2 else f"{n + 2}" for n in range(len(responses))
-    ]  # all different: none is remembered
+    references = [f"x^2+{n}" if n % 2 else f"{n + 2}" for n in range(len(responses))]  # all different: all are asked
     assert sum(grader.grade(responses, references)) == 0
     assert grader.grade([r"\boxed{\frac12}"], ["0.5"]) == [1.0]
     assert all(worker.process.poll() is None for worker in grader._pool._workers)

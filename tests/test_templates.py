@@ -1,4 +1,4 @@
-"""Templates: the exact token ids of each, with a tokenizer that adds a beginning-of-sequence token and one that does not."""
+"""Templates: the exact token ids of each, whether or not the tokenizer adds a beginning-of-sequence token."""
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
