@@ -52,7 +52,7 @@ def check_generator(name: str) -> None:
             from reasoning_gym.factory import DATASETS
     except ImportError as error:
         raise UsageError(
-            f"--task reasoning-gym needs an optional package ({error}); install it: bash scripts/install.sh reasoning-gym."
+            f"--task reasoning-gym needs an optional package ({error}); run bash scripts/install.sh reasoning-gym."
         ) from error
     safe = sorted(known for known in DATASETS if not evaluates_answers(known))
     require(

@@ -22,11 +22,13 @@ _NORMAL = NormalizationConfig(
 _UNBOUNDED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 
 
-@lru_cache(256)
+@lru_cache(4096)
 def parse(latex: str, is_complex: bool):
     """A SymPy object of what the text says, not evaluated; None if it cannot be read or is too large to compute."""
     if "\\text" in latex or "=" in latex:
         return None
+    if (number := as_fraction(latex)) is not None:
+        return sympy.Rational(number.numerator, number.denominator)
     latex = re.sub(r"\^\\circ(?![a-zA-Z])", r"\\cdot\\frac{\\pi}{180}", latex)
     latex = re.sub(r"(?<![\d.])(\d+)\.(\d+)(?![\d.])", _exact, latex)
     try:
