@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from tasks.grading_worker import hard_limit
+from tasks.grading_worker import OVERTIME_SIGNALS, wall_limit
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = struct.calcsize("d")
@@ -77,8 +77,8 @@ class GradingPool:
         compare: a function of a module, by which the processes import it. A function ``warm_up`` beside it is called
             once in each, to import what is slow.
         workers: processes (default: one a core, at most 8).
-        time_limit: seconds of its process's time that one call may take; after twice as much on the wall's clock, and
-            a second, the process is killed.
+        time_limit: seconds of its process's time that one call may take. A process that cannot be interrupted then is
+            killed.
     """
 
     def __init__(self, compare: Callable[[str, str], float], workers: int | None = None, time_limit: float = 2.0):
@@ -87,10 +87,11 @@ class GradingPool:
         self._time_limit = time_limit
         self._lock = threading.Lock()
         self._failed_starts = 0
+        self._accidents: set[int] = set()
         self._workers = [Worker(self._command) for _ in range(workers or min(8, os.cpu_count() or 1))]
 
     def map(self, pairs: list[tuple[str, str]]) -> list[float]:
-        """What compare says of each (answer, reference), in order; NaN where it took too long or its process died.
+        """What compare says of each (answer, reference), in order; NaN where it ran out of time, or died twice.
 
         Raises:
             RuntimeError: the processes do not start, or the pool is closed.
@@ -102,6 +103,7 @@ class GradingPool:
 
     def _map(self, pairs: list[tuple[str, str]]) -> list[float]:
         results, left = [math.nan] * len(pairs), deque(range(len(pairs)))
+        self._accidents.clear()
         with selectors.DefaultSelector() as selector:
             for worker in self._workers:
                 selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
@@ -110,7 +112,7 @@ class GradingPool:
                     if left and not worker.pending:
                         share = -(-len(left) // (2 * len(self._workers)))
                         worker.send([left.popleft() for _ in range(min(share, LARGEST_CHUNK))], pairs)
-                events = selector.select(hard_limit(self._time_limit) + START_UP_S)
+                events = selector.select(wall_limit(self._time_limit) + START_UP_S)
                 for worker in [key.data for key, _ in events] or [w for w in self._workers if w.pending]:
                     replies = worker.receive() if events else None  # no word from any: stopped, or the machine is
                     if replies is None:
@@ -123,7 +125,8 @@ class GradingPool:
         return results
 
     def _replace(self, worker: Worker, left: deque[int]) -> Worker:
-        """A new process for one that is gone. The pair it was at stays NaN; those it had not come to are put back."""
+        """A new process for one that is gone. What it had not come to is put back; so is what it was at, once, unless
+        that ran out of time: the process may have died of something else."""
         worker.process.kill()
         worker.end()
         self._failed_starts = 0 if worker.ready else self._failed_starts + 1
@@ -131,7 +134,10 @@ class GradingPool:
             self._workers.remove(worker)
             raise RuntimeError(f"grading processes do not start; to see why, run: {' '.join(self._command)}")
         if worker.ready and worker.pending:
-            worker.pending.popleft()
+            current = worker.pending[0]
+            if current in self._accidents or -worker.process.returncode in OVERTIME_SIGNALS:
+                worker.pending.popleft()
+            self._accidents.add(current)
         left.extendleft(reversed(worker.pending))
         new = Worker(self._command)
         self._workers[self._workers.index(worker)] = new

@@ -1,9 +1,9 @@
 """One grading process: `python -m tasks.grading_worker MODULE:FUNCTION SECONDS`, started by tasks/grading_pool.py.
 
 It reads pairs as JSON lines, [answer, reference], and writes for each one double: what FUNCTION(answer, reference)
-says, or NaN when that took too long. Two clocks watch each call. The gentle one counts the process's own seconds and
-interrupts Python code; the hard one is the wall's, and the kernel ends the process by it whatever the process is doing,
-also when nobody is left to watch.
+says, or NaN when that took too long. Three clocks watch each call. The gentle one counts the process's own seconds, so
+that a busy machine makes no answer wrong, and interrupts Python code. The other two end the process, by the kernel's
+hand, whatever it is doing and also when nobody is left to watch: one counts its own seconds, the other the wall's.
 """
 
 import importlib
@@ -19,21 +19,24 @@ from collections.abc import Callable, Iterator
 
 MEMORY_BYTES = 4 * 2**30  # a number that does not fit is a MemoryError here, not the machine's trouble
 ORPHAN_CHECK_S = 2.0
+OVERTIME_SIGNALS = (signal.SIGALRM, signal.SIGVTALRM)
+"""what ends a process whose call has run out of time; any other end is an accident"""
 
 
 class OutOfTime(BaseException):
     """Raised into a call that takes too long; no `except Exception` on its way swallows it."""
 
 
-def hard_limit(time_limit: float) -> float:
-    """Seconds after which a call's process is gone."""
-    return 2 * time_limit + 1
+def wall_limit(time_limit: float) -> float:
+    """Seconds on the wall's clock after which a call's process is gone; long, as others may have the cores."""
+    return 4 * time_limit + 4
 
 
 def call(compare: Callable[[str, str], float], answer: str, reference: str, time_limit: float) -> float:
     """What compare says, 0 if it raises, NaN if it runs out of time."""
     try:
-        signal.setitimer(signal.ITIMER_REAL, hard_limit(time_limit))
+        signal.setitimer(signal.ITIMER_REAL, wall_limit(time_limit))
+        signal.setitimer(signal.ITIMER_VIRTUAL, time_limit + 0.5)
         signal.setitimer(signal.ITIMER_PROF, time_limit, 0.1)  # again and again, should a bare except eat the first
         try:
             return float(compare(answer, reference))
@@ -45,6 +48,7 @@ def call(compare: Callable[[str, str], float], answer: str, reference: str, time
     except Exception:  # the answer is the model's: whatever it breaks in the comparison, it is not the right one
         return 0.0
     finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -68,7 +72,8 @@ def main() -> None:
     replies = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no reply
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the input
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for deadly in OVERTIME_SIGNALS:
+        signal.signal(deadly, signal.SIG_DFL)
     module, function = name.split(":")
     compare = getattr(importlib.import_module(module), function)
     warm_up = getattr(importlib.import_module(module), "warm_up", None)

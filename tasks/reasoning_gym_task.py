@@ -17,6 +17,7 @@ from tasks.templates import TEMPLATES
 
 TEST_SEED = 2**31 - 1
 """of the held-out problems, one set for every --seed; training seeds are below it"""
+TIME_LIMIT_S = 10.0  # the first answer also waits for its generator
 LONGEST_ANSWER = 4000  # characters; some answers are whole boards
 
 
@@ -37,7 +38,7 @@ def build(config) -> Task:
         held_out = problems(name, config.evaluation.max_eval, TEST_SEED)
         test = [example for example in held_out if example.question not in seen]
     template = TEMPLATES[options.prompt_template]
-    grader = ResponseGrader(score, template.answer_in, longest_answer=LONGEST_ANSWER)
+    grader = ResponseGrader(score, template.answer_in, time_limit=TIME_LIMIT_S, longest_answer=LONGEST_ANSWER)
     return Task("reasoning-gym", train, test, template, grader.grade, grader.close, lambda: grader.timeouts)
 
 
@@ -51,7 +52,7 @@ def check_generator(name: str) -> None:
             from reasoning_gym.factory import DATASETS
     except ImportError as error:
         raise UsageError(
-            "--task reasoning-gym needs an optional package; install it with: bash scripts/install.sh reasoning-gym."
+            f"--task reasoning-gym needs an optional package ({error}); run bash scripts/install.sh reasoning-gym."
         ) from error
     safe = sorted(known for known in DATASETS if not evaluates_answers(known))
     require(
@@ -87,7 +88,16 @@ def problems(name: str, size: int, seed: int) -> list[Example]:
 def _generated(name: str, size: int, seed: int):
     import reasoning_gym
 
-    return reasoning_gym.create_dataset(name, size=size, seed=seed)
+    try:
+        return reasoning_gym.create_dataset(name, size=size, seed=seed)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--data {name} generates nothing by its name alone ({reason}); choose another.") from error
+
+
+def warm_up() -> None:
+    """Import the package, in a grading process, before any answer's time runs."""
+    import reasoning_gym  # noqa: F401
 
 
 @lru_cache(4096)

@@ -14,6 +14,7 @@ from tasks.answers.numbers import as_fraction, decimal_places
 LARGEST_BITS = 20_000  # of a number that is computed
 LARGEST_ARGUMENT = 2_000  # of a factorial, a binomial
 LARGEST_SIZE = 400  # nodes
+LARGEST_SUM = 2_000  # terms of a power of a sum, were it written out
 DIGITS = 50
 _NORMAL = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
@@ -21,11 +22,13 @@ _NORMAL = NormalizationConfig(
 _UNBOUNDED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 
 
-@lru_cache(256)
+@lru_cache(4096)
 def parse(latex: str, is_complex: bool):
     """A SymPy object of what the text says, not evaluated; None if it cannot be read or is too large to compute."""
     if "\\text" in latex or "=" in latex:
         return None
+    if (number := as_fraction(latex)) is not None:
+        return sympy.Rational(number.numerator, number.denominator)
     latex = re.sub(r"\^\\circ(?![a-zA-Z])", r"\\cdot\\frac{\\pi}{180}", latex)
     latex = re.sub(r"(?<![\d.])(\d+)\.(\d+)(?![\d.])", _exact, latex)
     try:
@@ -51,10 +54,10 @@ def is_tame(expression) -> bool:
             nodes += 1
             if nodes > LARGEST_SIZE or isinstance(node, _UNBOUNDED):
                 return False
-            if isinstance(node, (sympy.factorial, sympy.factorial2, sympy.binomial, sympy.subfactorial)):
+            if isinstance(node, (sympy.factorial, sympy.factorial2, sympy.binomial, sympy.subfactorial, sympy.gamma)):
                 if any(argument.is_number and _bits(argument) > math.log2(LARGEST_ARGUMENT) for argument in node.args):
                     return False
-            elif isinstance(node, sympy.Pow) and _bits(node) > LARGEST_BITS:
+            elif isinstance(node, sympy.Pow) and (_bits(node) > LARGEST_BITS or _terms(node) > LARGEST_SUM):
                 return False
     except (OverflowError, RecursionError, ValueError, AttributeError, TypeError):
         return False
@@ -77,6 +80,13 @@ def _bits(node) -> float:
     if not node.args:
         return 2.0
     return max(_bits(argument) for argument in node.args) + len(node.args)
+
+
+def _terms(power: sympy.Pow) -> int:
+    """Terms of (a + b + ...)^n written out; 1 for other powers."""
+    if not isinstance(power.base, sympy.Add) or not isinstance(power.exp, sympy.Integer) or power.is_number:
+        return 1
+    return math.comb(min(abs(int(power.exp)), 10**6) + len(power.base.args) - 1, len(power.base.args) - 1)
 
 
 def same_expression(first: str, second: str) -> bool:

@@ -8,6 +8,7 @@ code: the parser is a LaTeX grammar that builds SymPy objects. Numbers too large
 import logging
 import math
 import re
+from fractions import Fraction
 from functools import lru_cache
 
 from tasks.answers.numbers import as_fraction, rounds_to
@@ -57,7 +58,7 @@ def is_equal(answer: str, reference: str) -> bool:
     return given == wanted or any(same(a, r) for r in _read(reference) for a in read(answer))
 
 
-@lru_cache(1024)  # a group's responses share a reference
+@lru_cache(4096)  # a group's responses share a reference
 def _read(reference: str) -> list[Value]:
     return read(reference)
 
@@ -125,6 +126,9 @@ def _measurement_and_plain(measured: Measurement, plain: Value) -> bool:
 def _same_scaled(value: Expression, above: int, below: int, other: Value) -> bool:
     if above == below:
         return same(value, other)
+    number = as_fraction(value.latex)
+    if number is not None and isinstance(other, Expression) and (exact := as_fraction(other.latex)) is not None:
+        return number * Fraction(above, below) == exact
     return same(Expression(f"({value.latex})\\cdot\\frac{{{above}}}{{{below}}}"), other)
 
 

@@ -114,7 +114,7 @@ _SYNONYMS = {
     "infinite": "infinity",
 }  # fmt: skip
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(,\d{3})+(?![\d,])")
-_DIGITS_IN_BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{?(?:\\text\{)?(\d+)\}{0,2}")
+_DIGITS_IN_BASE = re.compile(r"(-?)\(?([0-9A-Fa-f]+)\)?_\{?(?:\\text\{)?(\d+)\}{0,2}")
 _CLOCK = re.compile(r"(\d+):(\d+)(?::(\d+))?(?:\\text\{)?([apAP]\.?[mM]\.?)?\}?")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _LONG_WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:begin|end)\{)[a-zA-Z]{4,}")
@@ -316,9 +316,9 @@ def _interval_of(text: str, sides: list[str]) -> Value | None:
 
 def _based(text: str) -> Based | None:
     found = _DIGITS_IN_BASE.fullmatch(squeeze(text))
-    if found is None or not found[1][0].isdigit() or not 2 <= int(found[2]) <= 36:
+    if found is None or not found[2][0].isdigit() or not 2 <= int(found[3]) <= 36:
         return None
-    return Based(found[1].upper().lstrip("0") or "0", int(found[2]))
+    return Based(found[1] + (found[2].upper().lstrip("0") or "0"), int(found[3]))
 
 
 def _clock(text: str) -> Ratio | None:
