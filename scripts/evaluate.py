@@ -212,6 +212,8 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if not multiprocessing.parent_process().is_alive():  # it went before it could be told
+            sys.exit(1)
 
 
 # ------------------------------------------------------------------------------------------------------ the command

@@ -98,6 +98,22 @@ def test_evaluations_at_the_same_weights_are_the_same(learner):
     assert 0 < first["eval/accuracy_stderr"] < 0.1
 
 
+def test_prompts_that_exceed_one_engine_step_together_are_sampled_all_the_same(learner):
+    """vLLM would cut one of them in two, and cannot take back a seeded draw on a CPU."""
+    from actors.responses import Request, sample_stream
+
+    prompt = learner.eval_prompts[0]
+    long = (prompt.token_ids * 30)[:30]
+    requests = [Request(seed, long, prompt.reference, seed) for seed in range(250)]  # 7,500 tokens; a step takes 4,096
+    params = learner.actor.eval_sampling_params
+    greedy, params.temperature = params.temperature, 1.0
+    try:
+        made = [r for finished in sample_stream(learner.actor.engine, requests, params, 250) for r in finished]
+    finally:
+        params.temperature = greedy
+    assert sorted(response.request.key for response in made) == list(range(250))
+
+
 def test_a_truncated_response_earns_nothing(learner):
     prompts = learner.stream.batch(1)[:8]
     limit = learner.actor.sampling_params.max_tokens
