@@ -12,6 +12,7 @@ from learners.model_files import read_model_config
 from learners.objectives import OBJECTIVES, THRESHOLDS
 from learners.run_files import CHECKPOINTS, CONFIG, MANIFEST, SUMMARY
 from tasks.errors import UsageError, require
+from tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from learners.config import Config
@@ -71,6 +72,11 @@ def _check_numbers(config: Config) -> None:
     }
     for name, value in not_negative.items():
         require(value >= 0, f"--{name} is {value:g}; it must not be negative.")
+    require(0 < evaluation.eval_top_p <= 1, "--eval-top-p must lie above 0 and at most at 1.")
+    require(
+        1 <= evaluation.eval_k <= evaluation.eval_n,
+        f"--eval-k is {evaluation.eval_k}; it must lie between 1 and --eval-n {evaluation.eval_n}.",
+    )
     require(0 < sampling.vllm_gpu_ratio < 1, "--vllm-gpu-ratio is a share of the GPU's memory, between 0 and 1.")
     require(0 <= training.lr_warmup_ratio < 1, "--lr-warmup-ratio is a share of the updates, from 0 to below 1.")
     require(training.seed < 2**32, "--seed must be below 2^32.")
@@ -190,12 +196,23 @@ def _check_objective(config: Config, asked_for: dict) -> None:
 
 def _check_task(config: Config) -> None:
     task = config.task
-    if task.task == "math":
-        require(task.data is not None, "--task math needs --data: a hub name, a folder or a .jsonl file.")
+    needs_data = TASKS[task.task].needs_data
+    if needs_data is not None:
+        require(bool(task.data), f"--task {task.task} needs --data: {needs_data}.")
     else:
-        require(task.data is None, f"--data is not used by --task {task.task}; add --task math to train on it.")
+        require(not task.data, f"--data is not used by --task {task.task}; add --task math to train on it.")
         require(task.eval_data is None, f"--eval-data is not used by --task {task.task}; leave it out.")
         require(config.is_embedded or task.prompt_template == "no", "--task arithmetic has no use for a template.")
+    if task.data_weights:
+        require(
+            len(task.data_weights) == len(task.data),
+            f"--data names {len(task.data)} sources and --data-weights {len(task.data_weights)}; give each a weight.",
+        )
+        require(all(weight > 0 for weight in task.data_weights), "--data-weights must all be greater than 0.")
+    require(
+        task.task == "sanity" or not config.evaluation.stop_when_passed,
+        f"--stop-when-passed asks for the sanity test's verdict, and --task {task.task} has none; leave it out.",
+    )
     require(
         config.evaluation.eval_temperature > 0 or config.evaluation.eval_n == 1,
         "--eval-n above 1 at --eval-temperature 0 would sample the same greedy response again; set a temperature.",

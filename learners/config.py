@@ -16,6 +16,8 @@ from learners.aggregation import Aggregation
 from learners.checks import check
 from learners.objectives import OBJECTIVES, RECIPES, defaults
 from tasks.arithmetic.model import CHECKPOINT
+from tasks.registry import TASKS
+from tasks.templates import TEMPLATES
 
 EMBEDDED = "embedded"
 
@@ -85,22 +87,25 @@ class ModelOptions:
 class TaskOptions:
     """What is learned: prompts, references and the reward."""
 
-    task: Literal["arithmetic", "math"] = "arithmetic"
-    """arithmetic is embedded; math is any dataset with a question and an answer column"""
-    data: str | None = None
-    """math only: hub name, local folder, or a .jsonl, .json, .parquet or .csv file"""
+    task: Literal[tuple(TASKS)] = "arithmetic"
+    """arithmetic is embedded; math any dataset; sanity a set of partly solved problems; others: docs/tasks.md"""
+    data: tuple[str, ...] = ()
+    """not arithmetic: one or more of hub name (NAME or NAME:CONFIGURATION), folder, .jsonl, .json, .parquet, .csv file;
+    reasoning-gym: a generator"""
+    data_weights: tuple[float, ...] = ()
+    """shares of several --data in an epoch, as 2 1; as much as the scarcest allows (default: all of each, once)"""
     eval_data: str | None = None
-    """math only: where evaluation problems come from (default: the test split of --data, if it has one)"""
+    """math, sanity: where evaluation problems come from (default for math: the test split of --data, if it has one)"""
     input_key: str = "problem"
-    """math only: column of the question"""
+    """math, sanity: column of the question; "outer.inner" is a field within one"""
     output_key: str = "answer"
-    """math only: column of the reference answer"""
-    prompt_template: Literal["no", "qwen_math", "r1", "chat"] | None = None
-    """how a question becomes a prompt (default: no for arithmetic, chat for math)"""
+    """math, sanity: column of the reference answer, likewise"""
+    prompt_template: Literal[tuple(TEMPLATES)] | None = None
+    """how a question becomes a prompt (default: arithmetic no, math chat, sanity its card's, reasoning-gym r1)"""
     prompt_max_length: int | None = None
     """longer prompts are dropped, and counted; tokens (embedded model: 32, else 1024)"""
     train_problems: int = 2048
-    """arithmetic only: number of training problems"""
+    """arithmetic, reasoning-gym: number of training problems"""
 
 
 @dataclass
@@ -223,8 +228,14 @@ class EvaluationOptions:
     """at most so many test problems (embedded model: 256, else 512)"""
     eval_temperature: float = 0.0
     """0 is greedy"""
+    eval_top_p: float = 1.0
+    """sample from the likeliest tokens that make up this share of the probability"""
     eval_n: int = 1
     """responses per test problem"""
+    eval_k: int | None = None
+    """of pass@k, which is reported where eval_n is above 1 (default: eval_n)"""
+    stop_when_passed: bool = False
+    """sanity task only: end the run as soon as the sanity test is passed (docs/sanity.md)"""
 
 
 @dataclass
@@ -301,7 +312,7 @@ class Config:
         return self.task.prompt_max_length + self.sampling.generate_max_length
 
     def resolve(self) -> None:
-        """Fill in every option that was left to the model or to the objective. Nothing is read or written."""
+        """Fill in every option that was left to the model, the task or the objective. At most a card.json is read."""
         for path, (embedded, real) in DEFAULTS_BY_MODEL.items():
             group, name = path.split(".")
             if getattr(getattr(self, group), name) is None:
@@ -315,10 +326,11 @@ class Config:
             self.lora.lora_alpha = 2.0 * self.lora.lora_rank
         self.output.export_dtype = self.output.export_dtype or self.precision.train_dtype or self.precision.dtype
         if self.task.prompt_template is None:
-            self.task.prompt_template = "no" if self.task.task == "arithmetic" else "chat"
+            self.task.prompt_template = TASKS[self.task.task].template(self.task)
         for name, default in defaults(self.objective.objective, self.objective.recipe).items():
             if getattr(self.objective, name) is None:
                 setattr(self.objective, name, default)
+        self.evaluation.eval_k = self.evaluation.eval_k or self.evaluation.eval_n
         precision = self.precision
         precision.train_dtype = precision.train_dtype or precision.dtype
         precision.sample_dtype = precision.sample_dtype or precision.dtype
