@@ -1,8 +1,10 @@
 """How every figure looks: FP16 solid and dark, BF16 dashed and lighter, FP32 dotted; told apart in grey too."""
 
+import io
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -50,6 +52,28 @@ def save(made, file: Path) -> list[Path]:
         made.savefig(name, dpi=150)
     pyplot.close(made)
     return files
+
+
+def tidy_logarithmic(axis) -> None:
+    """Few labels on a logarithmic axis, and never less than a factor of five between its ends."""
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    if high < 5 * low:
+        middle = (low * high) ** 0.5
+        low, high = middle / 5**0.5, middle * 5**0.5
+        axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high > 50 * low else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def png_bytes(made) -> bytes:
+    """A figure as PNG, closed."""
+    buffer = io.BytesIO()
+    made.savefig(buffer, format="png", dpi=110)
+    pyplot.close(made)
+    return buffer.getvalue()
 
 
 def short(dtype: str) -> str:
