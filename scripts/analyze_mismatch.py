@@ -212,15 +212,16 @@ def gather(arguments: Arguments, config, prompts, stop, folder: Path) -> dict:
     if not any(chunk.not_scored() for chunk in chunks.values()):
         print("every response is sampled and scored already")
         return chunks
-    from scripts.analysis import engines
+    from scripts.analysis.sampling import SamplingPlan, sample
+    from scripts.analysis.scoring import score
 
-    plan = engines.SamplingPlan(
+    plan = SamplingPlan(
         prompts, arguments.chunk, arguments.n, config.sampling.generate_max_length, stop, arguments.seed
     )
     sequences = min(arguments.max_num_seqs, arguments.n * min(arguments.chunk, len(prompts)))
     for name, dtype in dtypes.items():
-        engines.sample(config, dtype, plan, chunks[name], sequences)
-        engines.score(config, dtype, chunks[name], arguments.attn_implementation, arguments.score_tokens)
+        sample(config, dtype, plan, chunks[name], sequences)
+        score(config, dtype, chunks[name], arguments.attn_implementation, arguments.score_tokens)
     return chunks
 
 
@@ -229,7 +230,9 @@ def compare_layers(arguments: Arguments, config, chunks: dict, folder: Path) -> 
     import torch
 
     from learners.precision import TORCH_DTYPES
-    from scripts.analysis import engines, layers, style
+    from scripts.analysis import layers, style
+    from scripts.analysis.sampling import sampling_engine
+    from scripts.analysis.scoring import free_memory, load_trained_model
 
     first = next(next(iter(chunks.values())).scored())
     texts = [r for r in first if r.sample == 0][: arguments.layers]
@@ -237,18 +240,20 @@ def compare_layers(arguments: Arguments, config, chunks: dict, folder: Path) -> 
     print(f"hidden states of {len(sequences)} sequences, {sum(map(len, sequences))} tokens: vLLM, trainer, FP32")
 
     def trainer_states(dtype):
-        model = engines.load_trained_model(config, dtype, arguments.attn_implementation)
+        model = load_trained_model(config, dtype, arguments.attn_implementation)
         states = layers.states_of_trainer(model, sequences)
         del model
-        engines.free_memory()
+        free_memory()
         return states
+
+    def sampler_states(dtype):
+        with sampling_engine(config, dtype, 1, enforce_eager=True) as engine:  # compiled layers run no hooks
+            return layers.states_of_sampler(engine, sequences)
 
     exact = trainer_states(torch.float32)
     differences = {}
     for name in chunks:
-        with engines.sampling_engine(config, TORCH_DTYPES[name], 1, enforce_eager=True) as engine:
-            sampler = layers.states_of_sampler(engine, sequences)
-        trainer = trainer_states(TORCH_DTYPES[name])
+        sampler, trainer = sampler_states(TORCH_DTYPES[name]), trainer_states(TORCH_DTYPES[name])
         differences[name] = {
             "engines": layers.relative_difference(sampler, trainer),
             "sampler": layers.relative_difference(sampler, exact),

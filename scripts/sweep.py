@@ -94,10 +94,10 @@ def plan(arguments: Arguments, folder: Path) -> list[Job]:
 
     fixed, combinations = read_grid(arguments.file)
     for option in arguments.extra:
-        require(
-            option.startswith("--"), f"--extra {option} is no option of train.py; write it as --extra=--name=value."
-        )
-        require("=" in option, f"--extra={option} has no value; write it as --extra={option}=value.")
+        is_option = option.startswith("--") and "=" in option
+        require(is_option, f"--extra={option} is no option with a value; write it as --extra=--name=value.")
+        varied = _name(option) in combinations[0]
+        require(not varied, f"--extra={option} sets what {arguments.file} varies; change the file, or leave it out.")
     jobs = []
     for combination in combinations:
         options = with_extra(command_line(fixed, combination), arguments.extra)

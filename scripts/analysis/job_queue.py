@@ -70,7 +70,7 @@ class Job:
     def steps_done(self) -> int:
         try:
             with (self.folder / "metrics.jsonl").open("rb") as file:
-                return sum(1 for _ in file)
+                return sum(line.endswith(b"\n") for line in file)
         except OSError:
             return 0
 

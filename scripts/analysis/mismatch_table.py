@@ -62,9 +62,9 @@ class MismatchTable:
         made = []
         for name, by_dtype in self.intervals.items():
             label = f"{name} - 1" if name in AGREEMENT_IS_ONE else MEANINGS.get(name, name)
-            row = [label, *(_text(departed(name, value)) for value in by_dtype.values())]
+            row = [label, *(interval_text(departed(name, value)) for value in by_dtype.values())]
             if self.ratios:
-                row.append("" if self.ratios[name] is None else _text(self.ratios[name], "{:.3g}"))
+                row.append("" if self.ratios[name] is None else interval_text(self.ratios[name], "{:.3g}"))
             made.append(row)
         return made
 
@@ -105,7 +105,8 @@ def departed(name: str, value: Interval) -> Interval:
     return Interval(*(departure(name, bound) for bound in (value.estimate, value.low, value.high)))
 
 
-def _text(value: Interval, spec: str = "{:.3g}") -> str:
+def interval_text(value: Interval, spec: str = "{:.3g}") -> str:
+    """Example: ``0.000546 [0.000461, 0.000636]``; without bounds, the estimate alone."""
     estimate, low, high = (spec.format(x) for x in (value.estimate, value.low, value.high))
     return estimate if np.isnan(value.low) else f"{estimate} [{low}, {high}]"
 

@@ -81,7 +81,7 @@ def draw_curves(groups: Sequence[Group]):
             axis.xaxis.get_major_locator().set_params(integer=True)
         axes[row, 0].set_ylabel(quantity.label)
     handles, names = axes[0, 0].get_legend_handles_labels()
-    made.legend(handles, names, loc="outside upper center", ncols=min(len(names), 3))
+    made.legend(handles, names, loc="outside upper center", ncols=min(len(labels), 4) if len(labels) > 1 else 4)
     return made
 
 
@@ -118,10 +118,11 @@ def _draw_band(axis, band: Band, group: Group, index: int | None, quantity: Quan
     """``index`` gives colour and marker to a label; without one the dtype has its own colour."""
     if not len(band.x):
         return
+    fp16 = group.dtype == "fp16"
     look = {"linestyle": line_of(group.dtype), "color": colour_of(group.dtype)}
     if index is not None:
         look |= {"color": style.PALETTE[index], "marker": style.MARKERS[index], "markersize": 3.5}
-        look["markevery"] = max(1, len(band.x) // 8)
+        look |= {"markevery": max(1, len(band.x) // 8), "markerfacecolor": look["color"] if fp16 else "white"}
     if len(band.x) == 1 or quantity.key.startswith("eval/"):
         look |= {"marker": look.get("marker", "o"), "markersize": 3.5, "markevery": max(1, len(band.x) // 15)}
     if quantity.scale == "log2":

@@ -49,6 +49,8 @@ class Run:
         for name, value in described.items():
             if isinstance(value, dict) and name != "environment":
                 options |= value
+        known = {"objective", "dtype"} <= set(options)
+        require(known, f"{folder}/config.json names no objective and dtype; leave that folder out.")
         try:
             summary = json.loads((folder / "summary.json").read_text())
         except (OSError, ValueError):
@@ -96,6 +98,12 @@ class Run:
         values = self.series(key)[1]
         finite = values[np.isfinite(values)][-count:]
         return float(finite.mean()) if len(finite) else math.nan
+
+    def median(self, key: str) -> float:
+        """The median of the finite values; NaN if there is none."""
+        values = self.series(key)[1]
+        finite = values[np.isfinite(values)]
+        return float(np.median(finite)) if len(finite) else math.nan
 
 
 def _lines(file: Path) -> list[str]:
@@ -160,7 +168,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     groups: dict[tuple, Group] = {}
     for run in runs:
         parts = [run.objective] if several else []
-        parts += [f"{key} {_text(run.options.get(key))}" for key in keys]
+        parts += [f"{key} {_text(run.options[key])}" for key in keys if run.options.get(key) is not None]
         label = ", ".join(parts)
         group = groups.setdefault((label, run.dtype), Group(run.dtype, label, []))
         group.runs.append(run)
@@ -252,7 +260,7 @@ FINAL_VALUES = {
     "loss scale": lambda run: run.last("precision/loss_scale"),
     "skipped": lambda run: run.last("precision/skipped_updates"),
     "length": lambda run: run.last("train/response_length", LAST),
-    "s/step": lambda run: float(np.median(run.series("time/step")[1])) if run.records else math.nan,
+    "s/step": lambda run: run.median("time/step"),
 }
 
 
