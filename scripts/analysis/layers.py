@@ -122,9 +122,10 @@ def draw(differences: dict[str, dict[str, np.ndarray]], title: str):
     headings = {"engines": "vLLM against trainer", "sampler": "vLLM against FP32", "trainer": "trainer against FP32"}
     for axis, (name, heading) in zip(axes[0], headings.items(), strict=True):
         for dtype, columns in differences.items():
-            layers = np.arange(1, len(columns[name]) + 1)
+            layers, colour = np.arange(1, len(columns[name]) + 1), style.COLORS[dtype]
             axis.semilogy(
-                layers, columns[name], style.LINES[dtype], color=style.COLORS[dtype], marker="o", markersize=3,
+                layers, columns[name], style.LINES[dtype], color=colour, marker="o", markersize=4,
+                markevery=max(1, len(layers) // 6), markerfacecolor=colour if dtype == "fp16" else "white",
                 label=style.short(dtype),
             )  # fmt: skip
         axis.set(title=heading, xlabel="layer")
