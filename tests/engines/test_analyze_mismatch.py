@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pandas
 import pytest
 import torch
@@ -51,13 +52,18 @@ def test_log_pi_is_the_models_and_log_mu_close_to_it(folder):
     from transformers import AutoModelForCausalLM
 
     exact = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
-    for row in pandas.read_parquet(folder / "responses").sample(20, random_state=0).itertuples():
+    errors = {(dtype, column): [] for dtype in ("fp16", "bf16") for column in ("log_pi", "log_mu")}
+    for row in pandas.read_parquet(folder / "responses").itertuples():
         ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
         whole = exact(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]).flatten()
-        expected = whole[len(row.prompt_ids) - 1 :].tolist()
-        tolerance = {"fp16": 0.03, "bf16": 0.3}[row.dtype]  # of a log-probability; largest seen: 0.004 and 0.04
-        assert row.log_pi.tolist() == pytest.approx(expected, abs=tolerance)
-        assert row.log_mu.tolist() == pytest.approx(expected, abs=tolerance)
+        for column in ("log_pi", "log_mu"):
+            here = torch.tensor(getattr(row, column).tolist()) - whole[len(row.prompt_ids) - 1 :]
+            errors[row.dtype, column] += here.abs().tolist()
+    for (dtype, _), values in errors.items():
+        assert len(values) > 300
+        # On 256 responses the largest was 0.08 and 0.54, of improbable tokens, and the mean 2.6e-4 and 2.0e-3.
+        assert max(values) < {"fp16": 0.3, "bf16": 2.0}[dtype]
+        assert np.mean(values) < {"fp16": 0.001, "bf16": 0.008}[dtype]
 
 
 def test_table_and_figure_say_that_bf16_is_further_apart(folder):
