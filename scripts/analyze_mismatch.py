@@ -125,7 +125,7 @@ def training_options(arguments: Arguments) -> list[str]:
         "output-key": arguments.output_key,
         "prompt-template": arguments.prompt_template,
         "prompt-max-length": arguments.prompt_max_length,
-        "generate-max-length": arguments.max_tokens or (None if arguments.model == "embedded" else 1024),
+        "generate-max-length": arguments.max_tokens,
         "seed": arguments.seed,
         "vllm-gpu-ratio": arguments.vllm_gpu_ratio,
         "enforce-eager": arguments.enforce_eager,
@@ -133,6 +133,8 @@ def training_options(arguments: Arguments) -> list[str]:
         "lm-head-fp32": arguments.lm_head_fp32,
         "cpu-half": arguments.cpu_half,
     }
+    if arguments.max_tokens is None and arguments.model != "embedded":
+        options["generate-max-length"] = 1024
     if arguments.data is not None:
         options |= {"task": "math", "data": arguments.data}
     # Nothing is trained: the smallest batches, and no evaluation.
@@ -156,7 +158,10 @@ def load_prompts(arguments: Arguments):
     from learners.config import parse
     from tasks.prompts import PromptStream
 
-    config = parse(training_options(arguments))
+    try:
+        config = parse(training_options(arguments))
+    except UsageError as error:
+        raise UsageError(str(error).replace("--generate-max-length", "--max-tokens")) from error
     task, prompts, _ = train.load_task(config)
     task.close()
     count = min(arguments.prompts, len(prompts))
@@ -177,7 +182,10 @@ def open_folder(arguments: Arguments, config, prompts) -> Path:
     settings["prompt_tokens_sha256"] = hashlib.sha256(repr([p.token_ids for p in prompts]).encode()).hexdigest()
     file = folder / "settings.json"
     if file.is_file():
-        before = json.loads(file.read_text())
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as error:
+            raise UsageError(f"{file} is no settings file of an analysis; name another --output-dir.") from error
         differing = [key for key in settings if settings[key] != before.get(key)]
         require(
             not differing,
@@ -260,9 +268,7 @@ def compare_layers(arguments: Arguments, config, chunks: dict, folder: Path) -> 
             "trainer": layers.relative_difference(trainer, exact),
         }
     layers.write_table(differences, folder / "layers.csv")
-    style.save(
-        layers.draw(differences, f"{Path(arguments.model).name}: hidden states, layer by layer"), folder / "layers"
-    )
+    style.save(layers.draw(differences, f"Hidden states, {model_name(config)}"), folder / "layers")
     for name, columns in differences.items():
         ends = ", ".join(f"{key} {values[0]:.2e} to {values[-1]:.2e}" for key, values in columns.items())
         print(f"{name}, relative difference after the first and the last layer: {ends}")
@@ -300,16 +306,26 @@ def describe(seconds: float) -> dict:
     from learners.run_log import describe_environment
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": round(seconds, 1), "peak_memory_gb": round(peak, 2), "environment": describe_environment()}
+    return {
+        "seconds_of_last_call": round(seconds, 1),
+        "peak_memory_gb": round(peak, 2),
+        "environment": describe_environment(),
+    }
 
 
 def main(arguments: Arguments) -> int:
-    """Analyse as told; returns the exit code: 0 done, 1 failed."""
+    """Analyse as told; returns the exit code: 0 done, 1 where a dtype's range does not do."""
     started = time.perf_counter()
     check(arguments)
     config, prompts, stop = load_prompts(arguments)
     folder = open_folder(arguments, config, prompts)
-    chunks = gather(arguments, config, prompts, stop, folder)
+    from learners.precision import NonFiniteError
+
+    try:
+        chunks = gather(arguments, config, prompts, stop, folder)
+    except NonFiniteError as error:
+        print(f"analyze_mismatch.py: {error}", file=sys.stderr)
+        return 1
     analyse(arguments, config, chunks, folder, time.perf_counter() - started)
     if arguments.layers:
         compare_layers(arguments, config, chunks, folder)

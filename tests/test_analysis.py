@@ -257,7 +257,8 @@ def test_layers_may_be_given_with_and_without_a_number(given, prompts):
         ({"dtype": ("fp16", "fp16")}, "twice"),
         ({"confidence": 1.0}, "--confidence"),
         ({"model": "somewhere"}, "--data"),
-        ({"max_tokens": 1000}, "max-length"),
+        ({"max_tokens": 1000}, "--max-tokens 1000"),
+        ({"max_tokens": 0}, "--max-tokens is 0"),
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],
 )
