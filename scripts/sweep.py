@@ -148,7 +148,8 @@ def main(arguments: Arguments) -> int:
         raise UsageError(f"--output-dir {folder} cannot be written ({error.strerror}); name another.") from error
     threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
     queue = Queue(jobs, arguments.jobs, [sys.executable, str(ROOT / "train.py")], threads, ROOT)
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs start with it ignored
+        signal.signal(number, signal.default_int_handler)
     interrupted = False
     try:
         queue.run(on_end=lambda: write_results(folder, jobs))
