@@ -28,7 +28,7 @@ while true; do  # a trapped signal ends a wait, not the step
     kill -0 "$step" 2> /dev/null || break
 done
 
-if grep -qs '"status": "stopped"' "$folder/summary.json"; then
+if [ "$code" = 0 ] && grep -qs '"status": "stopped"' "$folder/summary.json"; then
     echo "job $SLURM_JOB_ID was told to stop before the end; back into the queue"
     scontrol requeue "$SLURM_JOB_ID"
 fi
