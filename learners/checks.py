@@ -278,11 +278,10 @@ def _check_going_on(config: Config, folder: Path) -> None:
         raise UsageError(f"{where} holds a {CONFIG} that cannot be read ({error}); name a new folder.") from error
     require("precision" in written, f"{where} holds a {CONFIG} that is no run's; name a new folder.")
     for group, options in config.to_dict().items():
-        for name, value in options.items():
-            before = written.get(group, {}).get(name)
-            same = {group, name} & MAY_CHANGE or json.loads(json.dumps(value)) == before
+        for name, before in written.get(group, {}).items():
+            value = options.get(name)
             require(
-                bool(same),
+                bool({group, name} & MAY_CHANGE) or json.loads(json.dumps(value)) == before,
                 f"{where} holds an unfinished run with --{name.replace('_', '-')} {before}, not {value}; give the same "
                 "options to go on, or name a new folder.",
             )

@@ -210,10 +210,9 @@ class PolicyLearner(PPOLearner):
         raise Stopped(f"{name}: stopped {where} of {self.max_steps} steps{kept}")
 
     def close(self) -> None:
-        """Give back what both engines hold, in order."""
+        """Give back what both engines hold."""
         self.actor.engine.close()
         self.engine.destroy()
-        torch.distributed.destroy_process_group()
 
     # ------------------------------------------------------------------------------------------------ learning
 
