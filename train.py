@@ -10,11 +10,15 @@ import time
 STARTED = time.perf_counter()
 
 from learners.config import Config, parse
+from learners.presets import table
 from tasks.errors import UsageError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run as told; returns the exit code: 0 done, 2 refused, 130 interrupted, 1 failed."""
+    if "--list-presets" in (sys.argv[1:] if arguments is None else arguments):
+        print(table())
+        return 0
     try:
         config = parse(arguments)
         task, prompts, eval_prompts = load_task(config)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from learners.model_files import read_model_config
 from learners.objectives import OBJECTIVES, THRESHOLDS
+from tasks.arithmetic.problems import LEVELS
 from tasks.errors import UsageError, require
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def check(config: Config, asked_for: dict) -> None:
         UsageError: with one sentence that says what to do.
     """
     _check_numbers(config)
+    _check_companions(config, asked_for)
     _check_batches(config)
     _check_precision(config)
     _check_objective(config, asked_for["objective"])
@@ -46,6 +48,8 @@ def _check_numbers(config: Config) -> None:
         "num-ppo-epochs": training.num_ppo_epochs,
         "num-prompt-epoch": training.num_prompt_epoch,
         "max-steps": 1 if training.max_steps is None else training.max_steps,
+        "max-sampling-rounds": 1 if sampling.max_sampling_rounds is None else sampling.max_sampling_rounds,
+        "adam-eps": training.adam_eps,
         "train-problems": config.task.train_problems,
         "eval-n": evaluation.eval_n,
         "max-eval": evaluation.max_eval,
@@ -57,6 +61,8 @@ def _check_numbers(config: Config) -> None:
         require(value > 0, f"--{name} is {value:g}; it must be greater than 0.")
     not_negative = {
         "eval-steps": evaluation.eval_steps,
+        "lr-warmup-steps": training.lr_warmup_steps or 0,
+        "overlong-buffer": sampling.overlong_buffer,
         "eval-temperature": evaluation.eval_temperature,
         "log-samples": config.output.log_samples,
         "weight-decay": training.weight_decay,
@@ -67,9 +73,26 @@ def _check_numbers(config: Config) -> None:
         require(value >= 0, f"--{name} is {value:g}; it must not be negative.")
     require(0 < sampling.vllm_gpu_ratio < 1, "--vllm-gpu-ratio is a share of the GPU's memory, between 0 and 1.")
     require(0 <= training.lr_warmup_ratio < 1, "--lr-warmup-ratio is a share of the updates, from 0 to below 1.")
+    require(
+        sampling.overlong_buffer <= sampling.generate_max_length,
+        f"--overlong-buffer {sampling.overlong_buffer} is the end of --generate-max-length, which is "
+        f"{sampling.generate_max_length}; make it shorter.",
+    )
     require(training.seed < 2**32, "--seed must be below 2^32.")
     for name in ("adam_beta_1", "adam_beta_2"):
         require(0 <= getattr(training, name) < 1, f"--{name.replace('_', '-')} must lie in [0, 1).")
+
+
+def _check_companions(config: Config, asked_for: dict) -> None:
+    require(
+        config.sampling.dynamic_sampling or config.sampling.max_sampling_rounds is None,
+        "--max-sampling-rounds belongs to dynamic sampling; add --dynamic-sampling True.",
+    )
+    warm_up = asked_for["training"]
+    require(
+        warm_up["lr_warmup_steps"] is None or warm_up["lr_warmup_ratio"] is None,
+        "--lr-warmup-steps and --lr-warmup-ratio say the same in two units; give one of the two.",
+    )
 
 
 def _check_batches(config: Config) -> None:
@@ -150,7 +173,15 @@ def _check_task(config: Config) -> None:
     else:
         require(task.data is None, f"--data is not used by --task {task.task}; add --task math to train on it.")
         require(task.eval_data is None, f"--eval-data is not used by --task {task.task}; leave it out.")
-        require(config.is_embedded or task.prompt_template == "no", "--task arithmetic has no use for a template.")
+        require(
+            not config.is_embedded or task.prompt_template == "no",
+            "The embedded model knows bare sums only; leave --prompt-template out, or name another --model.",
+        )
+        unknown = set(task.arithmetic_levels) - set(LEVELS)
+        require(
+            bool(task.arithmetic_levels) and not unknown,
+            f"--arithmetic-levels takes one or more of {', '.join(map(str, LEVELS))}.",
+        )
     require(
         config.evaluation.eval_temperature > 0 or config.evaluation.eval_n == 1,
         "--eval-n above 1 at --eval-temperature 0 would sample the same greedy response again; set a temperature.",

@@ -2,10 +2,11 @@
 
 Names are Oat's, or the field's, wherever the idea is the same. `None` means "by the model": the embedded model and a
 real one want different batches, lengths and rates, and `Config.resolve` fills them in from one table, below. The
-resolved options are what config.json holds.
+resolved options are what config.json holds. A preset (learners/presets.py) fills in what the command line leaves out.
 """
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
@@ -15,7 +16,9 @@ from learners.advantages import ADVANTAGES
 from learners.aggregation import Aggregation
 from learners.checks import check
 from learners.objectives import OBJECTIVES, RECIPES, defaults
+from learners.presets import fill_in
 from tasks.arithmetic.model import CHECKPOINT
+from tasks.arithmetic.problems import EMBEDDED_LEVELS
 
 EMBEDDED = "embedded"
 
@@ -81,6 +84,8 @@ class ModelOptions:
     """the learner's attention; auto is sdpa on a GPU and eager on a CPU"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more time"""
+    router_fp32: bool = False
+    """mixtures of experts only: compute the learner's router, logits and scores, in FP32"""
 
 
 @dataclass
@@ -103,6 +108,8 @@ class TaskOptions:
     """longer prompts are dropped, and counted; tokens (embedded model: 32, else 1024)"""
     train_problems: int = 2048
     """arithmetic only: number of training problems"""
+    arithmetic_levels: tuple[int, ...] = EMBEDDED_LEVELS
+    """arithmetic only: which additions; 0: one digit each, 1: two, 2: three and two, 3: three"""
 
 
 @dataclass
@@ -127,6 +134,12 @@ class SamplingOptions:
     """share the cache of common prompt prefixes; it is emptied at every synchronisation"""
     ignore_no_eos: bool = False
     """leave truncated responses out of the loss instead of training on reward 0"""
+    dynamic_sampling: bool = False
+    """drop prompts whose responses all earn the same and sample further ones until the batch is full (DAPO)"""
+    max_sampling_rounds: int | None = None
+    """dynamic sampling only: at most so many rounds a step; dropped prompts then fill the batch (default 10)"""
+    overlong_buffer: int = 0
+    """of the last so many tokens of generate_max_length each costs 1/so many of reward (DAPO); tokens, 0 is off"""
 
 
 @dataclass
@@ -185,8 +198,11 @@ class TrainingOptions:
     """over the updates that were applied, a skipped one does not count (embedded model: linear, else constant)"""
     lr_warmup_ratio: float | None = None
     """share of the updates over which the rate rises from 0 (embedded model: 0.1, else 0)"""
+    lr_warmup_steps: int | None = None
+    """the same in steps instead (default: lr_warmup_ratio of all)"""
     adam_beta_1: float = 0.9
     adam_beta_2: float = 0.95
+    adam_eps: float = 1e-8
     weight_decay: float = 0.0
     """of AdamW, on weight matrices"""
     max_norm: float = 1.0
@@ -235,6 +251,8 @@ class Config:
     With no option it trains the embedded model on the embedded task on whatever device is there.
     """
 
+    preset: str | None = None
+    """an experiment by name: its values fill in what is not given here; `train.py --list-presets` shows all"""
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     task: TaskOptions = field(default_factory=TaskOptions)
@@ -261,10 +279,20 @@ class Config:
     def updates_per_step(self) -> int:
         return self.sequences_per_step // self.training.train_batch_size * self.training.num_ppo_epochs
 
+    def warmup_updates(self, updates: int) -> int:
+        """Of so many updates, those over which the learning rate rises."""
+        steps = self.training.lr_warmup_steps
+        return round(updates * self.training.lr_warmup_ratio) if steps is None else steps * self.updates_per_step
+
     @property
     def max_model_len(self) -> int:
         """Longest prompt and response together, in tokens."""
         return self.task.prompt_max_length + self.sampling.generate_max_length
+
+    def option(self, name: str) -> tuple[object, str]:
+        """The group that holds an option, and the option's name in it: both are what getattr and setattr want."""
+        groups = (getattr(self, group.name) for group in dataclasses.fields(self))
+        return next(group for group in groups if dataclasses.is_dataclass(group) and name in vars(group)), name
 
     def resolve(self) -> None:
         """Fill in every option that was left to the model or to the objective. Nothing is read or written."""
@@ -274,6 +302,8 @@ class Config:
                 setattr(getattr(self, group), name, embedded if self.is_embedded else real)
         if self.task.prompt_template is None:
             self.task.prompt_template = "no" if self.task.task == "arithmetic" else "chat"
+        if self.sampling.max_sampling_rounds is None and self.sampling.dynamic_sampling:
+            self.sampling.max_sampling_rounds = 10
         for name, default in defaults(self.objective.objective, self.objective.recipe).items():
             if getattr(self.objective, name) is None:
                 setattr(self.objective, name, default)
@@ -281,7 +311,7 @@ class Config:
         precision.train_dtype = precision.train_dtype or precision.dtype
         precision.sample_dtype = precision.sample_dtype or precision.dtype
         if self.output.name is None:
-            self.output.name = f"{self.task.task}-{self.objective.objective}-{precision.label}"
+            self.output.name = f"{self.preset or self.task.task}-{self.objective.objective}-{precision.label}"
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -297,11 +327,17 @@ def parse(arguments: list[str] | None = None) -> Config:
         SystemExit: with code 2 on an unknown option or value (printed by tyro), 0 after ``--help``.
         UsageError: options that contradict each other or that a later step would trip over.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     config = tyro.cli(
         Annotated[Config, tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff],
         args=arguments,
         prog="train.py",
     )
+    if config.preset is not None:
+        named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")}
+        chosen = {name: getattr(*config.option(name)) for name in named - {"preset"}}
+        for name, value in fill_in(config.preset, chosen).items():
+            setattr(*config.option(name), value)
     asked_for = dataclasses.asdict(config)
     config.resolve()
     check(config, asked_for)

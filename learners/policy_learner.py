@@ -81,14 +81,18 @@ class PolicyLearner(PPOLearner):
         if args.gradient_checkpointing:
             self.model.model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = self.strategy.create_optimizer(
-            self.model, lr=args.learning_rate, betas=(args.adam_beta_1, args.adam_beta_2), weight_decay=args.l2
+            self.model,
+            lr=args.learning_rate,
+            betas=(args.adam_beta_1, args.adam_beta_2),
+            eps=self.config.training.adam_eps,
+            weight_decay=args.l2,
         )
         updates = self.max_steps * self.config.updates_per_step
         minimum = {"min_lr": args.learning_rate * 0.1} if args.lr_scheduler == "cosine_with_min_lr" else {}
         self.scheduler = get_scheduler(
             args.lr_scheduler,
             self.optimizer,
-            num_warmup_steps=round(updates * args.lr_warmup_ratio),
+            num_warmup_steps=self.config.warmup_updates(updates),
             num_training_steps=updates,
             scheduler_specific_kwargs=minimum,
         )

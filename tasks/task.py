@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tasks.errors import UsageError
 from tasks.templates import TEMPLATES, Template
 
 if TYPE_CHECKING:
@@ -45,8 +46,13 @@ def arithmetic(config: Config) -> Task:
     def grade(responses: list[str], references: list[str]) -> list[float]:
         return [float((last_boxed(r) or "").strip() == a) for r, a in zip(responses, references, strict=True)]
 
-    train = generate(config.task.train_problems, config.training.seed, "train")
-    test = generate(config.evaluation.max_eval, 0, "test")  # one test set for every seed, so that runs compare
+    options = config.task
+    try:
+        train = generate(options.train_problems, config.training.seed, "train", options.arithmetic_levels)
+        # One test set for every seed, so that runs compare.
+        test = generate(config.evaluation.max_eval, 0, "test", options.arithmetic_levels)
+    except ValueError as error:
+        raise UsageError(f"--train-problems and --max-eval ask for more than there is: {error}.") from error
     template = TEMPLATES[config.task.prompt_template]
     return Task(
         "arithmetic",
