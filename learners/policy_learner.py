@@ -20,8 +20,9 @@ from transformers.trainer import get_scheduler
 
 from actors import runtime
 from actors.math_actor import MathActor
-from learners.advantages import ADVANTAGES
+from learners.advantages import ADVANTAGES, overlong_punishment
 from learners.aggregation import UpdateCounts, aggregate
+from learners.collect import Collected, collect_mixed
 from learners.config import Config
 from learners.log_probs import TokenLogProbs
 from learners.mismatch import derive, measure
@@ -101,6 +102,7 @@ class PolicyLearner(PPOLearner):
         self.causal_lm = self.engine.module.causal_lm
         self.engine.module.check()
         self.pi_buffer: deque[TransitionData] = deque(maxlen=args.pi_buffer_maxlen_per_device)
+        self.prompts_drawn = 0  # by dynamic sampling, over all epochs: where its next step goes on
         self.query_step = self.policy_sgd_step = self.skipped_updates = self.pi_beta_version = 0
         self.pi_beta_lags_behind = True
 
@@ -170,28 +172,57 @@ class PolicyLearner(PPOLearner):
             self.save_model(self.log.folder / "model")
 
     def collect(self, step: int) -> dict[str, float]:
-        """Sample and grade the prompts of a step into the buffer. Returns the time of each, seconds."""
-        prompts = self.stream.batch(step)
-        transitions = self.actor.sample(prompts, seed=self._seed(step))
+        """Sample and grade the prompts of a step into the buffer. Returns the time of each, seconds, and what dynamic
+        sampling took."""
+        sampling_metrics = {}
+        if self.config.sampling.dynamic_sampling:
+            collected = self._collect_mixed(step)
+            prompts, transitions, sampling_metrics = collected.prompts, collected.transitions, collected.metrics()
+        else:
+            prompts = self.stream.batch(step)
+            transitions = self.actor.sample(prompts, seed=self._seed(step))
         self.pi_buffer.clear()
         self.process_feedback_data(transitions)
         self.log.samples(step, prompts, transitions, self.args.num_samples)
         info = transitions[0].info
         sampled = sum(len(t.response_ids) for t in transitions)
-        return {
+        return sampling_metrics | {
             "time/sample": info["actor/generate_time"],
             "time/grade": info["actor/verify_time"],
             "throughput/sample_tokens_per_s": sampled / info["actor/generate_time"],
         }
+
+    def _collect_mixed(self, step: int) -> Collected:
+        """Dynamic sampling: goes on in the prompts where the last step stopped (`prompts_drawn`)."""
+
+        def draw(count: int) -> list[Prompt]:
+            prompts = self.stream.take(self.prompts_drawn, count)
+            self.prompts_drawn += count
+            return prompts
+
+        wanted, rounds = self.config.sampling.rollout_batch_size, self.config.sampling.max_sampling_rounds
+        collected = collect_mixed(
+            draw,
+            lambda prompts, turn: self.actor.sample(prompts, seed=self._seed(step, turn)),
+            wanted,
+            self.args.num_samples,
+            rounds,
+        )
+        if collected.filled:
+            self.log.say(
+                f"step {step}: after {rounds} rounds {wanted - collected.filled} of {wanted} prompts had responses of "
+                "different reward; the others have no advantage and add nothing to the gradient"
+            )
+        return collected
 
     def process_feedback_data(self, data_list: list[TransitionData]) -> None:
         """Put transitions into the buffer (Oat's)."""
         self.query_step += len(data_list)
         self.pi_buffer.extend(data_list)
 
-    def _seed(self, step: int) -> int:
-        """A seed for the sampling and shuffling of one step, the same whatever came before."""
-        return int(np.random.SeedSequence([self.args.seed, step]).generate_state(1)[0])
+    def _seed(self, step: int, turn: int = 0) -> int:
+        """A seed for the sampling (in one of several turns) and shuffling of a step, the same whatever came before."""
+        return int(np.random.SeedSequence([self.args.seed, step, turn]).generate_state(1)[0])
 
     def _pre_learning(self) -> None:
         if self.args.vllm_sleep:
@@ -218,7 +249,10 @@ class PolicyLearner(PPOLearner):
         self.engine.train()
         tally = Tally()
         batch = RolloutBatch.from_transitions(self.pi_buffer, runtime.device())
-        batch.advantages = self.advantage(batch.rewards, self.args.num_samples)
+        punishment = overlong_punishment(
+            batch.response_mask.sum(1), self.args.generate_max_length, self.config.sampling.overlong_buffer
+        )
+        batch.advantages = self.advantage(batch.rewards + punishment, self.args.num_samples)
         if self.objective.needs_pi_old:
             batch.old_logp = self._log_probs_without_gradient(batch, self.log_probs)
             measure(tally, batch.old_logp, batch.mu_logp, batch.response_mask)
@@ -232,6 +266,8 @@ class PolicyLearner(PPOLearner):
                 report = self._update(batch.select(indices), tally, at_rollout_weights)
                 at_rollout_weights &= report.skipped
         self._tally_rollout(batch, tally)
+        if self.config.sampling.overlong_buffer:
+            tally.add("train/overlong_punishment", punishment)
         metrics = derive(tally.result())
         metrics["precision/loss_scale"] = self.strategy.loss_scale(self.model)
         metrics["precision/skipped_updates"] = self.skipped_updates
