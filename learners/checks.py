@@ -205,7 +205,12 @@ def _check_output(config: Config) -> None:
 
 
 def _check_model(config: Config) -> None:
-    context = read_model_config(config).get("max_position_embeddings")
+    content = read_model_config(config)
+    require(
+        not config.model.router_fp32 or any("experts" in key and value for key, value in content.items()),
+        f"--router-fp32 is for mixtures of experts, and --model {config.model.model} is none; leave it out.",
+    )
+    context = content.get("max_position_embeddings")
     require(
         context is None or config.max_model_len <= context,
         f"--prompt-max-length {config.task.prompt_max_length} and --generate-max-length "

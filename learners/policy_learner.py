@@ -29,6 +29,7 @@ from learners.mismatch import derive, measure
 from learners.objectives import OBJECTIVES, PolicyBatch, reference_kl
 from learners.precision import NAMES, NonFiniteError, Precision
 from learners.rollout import RolloutBatch
+from learners.routers import route_in_fp32
 from learners.run_log import RunLog
 from learners.strategy import PrecisionStrategy, StepReport
 from learners.tally import Tally, across_processes
@@ -125,6 +126,8 @@ class PolicyLearner(PPOLearner):
             trust_remote_code=self.config.model.trust_remote_code,
         )
         model.config.use_cache = False
+        if self.config.model.router_fp32:
+            route_in_fp32(model)
         for name, parameter in model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise NonFiniteError(

@@ -241,6 +241,7 @@ PRESETS: dict[str, Preset] = {
 # What goes with a choice. Where the command line chooses otherwise, a preset's values of these are left out.
 BELONGS_TO = {
     "objective": ("advantage", "aggregation", "clip_low", "clip_high", "dual_clip", "tis_cap", "mis_cap"),
+    "model": ("router_fp32",),
     "recipe": ("clip_low", "clip_high", "tis_cap", "mis_cap"),
     "task": ("data", "eval_data", "prompt_template", "arithmetic_levels", "train_problems"),
     "data": ("eval_data",),
