@@ -289,10 +289,18 @@ class Config:
         """Longest prompt and response together, in tokens."""
         return self.task.prompt_max_length + self.sampling.generate_max_length
 
+    @property
+    def groups(self) -> list:
+        """The dataclasses of options, in the order of --help."""
+        return [group for group in vars(self).values() if dataclasses.is_dataclass(group)]
+
+    def has(self, name: str) -> bool:
+        """Whether one of the groups holds an option of that name."""
+        return any(name in vars(group) for group in self.groups)
+
     def option(self, name: str) -> tuple[object, str]:
-        """The group that holds an option, and the option's name in it: both are what getattr and setattr want."""
-        groups = (getattr(self, group.name) for group in dataclasses.fields(self))
-        return next(group for group in groups if dataclasses.is_dataclass(group) and name in vars(group)), name
+        """The group that holds an option, and its name: what getattr and setattr take."""
+        return next(group for group in self.groups if name in vars(group)), name
 
     def resolve(self) -> None:
         """Fill in every option that was left to the model or to the objective. Nothing is read or written."""
@@ -333,9 +341,22 @@ def parse(arguments: list[str] | None = None) -> Config:
         args=arguments,
         prog="train.py",
     )
+    return complete(config, arguments)
+
+
+def complete(config: Config, arguments: list[str]) -> Config:
+    """Fill in what the command line left out, from the preset and by the model, and check the whole.
+
+    Args:
+        config: as parsed.
+        arguments: the words that it was parsed from; an option that they name is never overruled.
+
+    Raises:
+        UsageError: as in `parse`.
+    """
     if config.preset is not None:
         named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")}
-        chosen = {name: getattr(*config.option(name)) for name in named - {"preset"}}
+        chosen = {name: getattr(*config.option(name)) for name in named if config.has(name)}
         for name, value in fill_in(config.preset, chosen).items():
             setattr(*config.option(name), value)
     asked_for = dataclasses.asdict(config)
