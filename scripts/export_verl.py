@@ -41,8 +41,9 @@ def main(words: list[str]) -> int:
     arguments = tyro.cli(
         Annotated[Arguments, tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff], args=words, prog="export_verl.py"
     )
-    folder, config = arguments.folder, complete(arguments.config, words)
+    folder = arguments.folder
     require(not folder.exists() or not any(folder.iterdir()), f"{folder} holds files already; name a new folder.")
+    config = complete(arguments.config, words)
     require(not config.is_embedded, "VeRL has no embedded model; give --model or a --preset of a real one.")
     gpus, nodes = machines(config, arguments)
     settings = overrides(config, nodes, gpus)

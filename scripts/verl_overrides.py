@@ -71,6 +71,7 @@ def overrides(config: Config, nodes: int, gpus_per_node: int) -> dict[str, objec
         | _training(config)
         | _model(config)
         | {
+            "trainer.use_v1": True,
             "trainer.nnodes": nodes,
             "trainer.n_gpus_per_node": gpus_per_node,
             "trainer.logger": ["console"],
