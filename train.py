@@ -9,13 +9,14 @@ import time
 
 STARTED = time.perf_counter()
 
+from actors.launch import Launch
 from learners.config import Config, parse
 from learners.presets import table
 from tasks.errors import UsageError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run as told; returns the exit code: 0 done, 2 refused, 130 interrupted, 1 failed."""
+    """Run as told; returns the exit code: 0 done or stopped in good order, 2 refused, 130 interrupted, 1 failed."""
     if "--list-presets" in (sys.argv[1:] if arguments is None else arguments):
         print(table())
         return 0
@@ -23,12 +24,19 @@ def main(arguments: list[str] | None = None) -> int:
         config = parse(arguments)
         task, prompts, eval_prompts = load_task(config)
     except UsageError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     try:
         return train(config, task, prompts, eval_prompts)
+    except UsageError as error:
+        return refuse(error)
     finally:
         task.close()
+
+
+def refuse(error: UsageError) -> int:
+    if Launch.from_environment().rank == 0:
+        print(f"train.py: {error}", file=sys.stderr)
+    return 2
 
 
 def load_task(config: Config):
@@ -46,43 +54,82 @@ def load_task(config: Config):
     prompts, dropped = build_prompts(task.train, task.template, tokenizer, limit)
     eval_prompts, eval_dropped = build_prompts(task.test, task.template, tokenizer, limit)
     PromptStream(prompts, config.sampling.rollout_batch_size, config.training.seed)  # enough of them?
-    print(f"task {task.name}: {len(prompts)} training prompts, {len(eval_prompts)} held out", end="")
-    print(f"; dropped {dropped} + {eval_dropped} longer than {limit} tokens" if dropped + eval_dropped else "")
+    say = print if Launch.from_environment().rank == 0 else lambda *_, **__: None
+    say(f"task {task.name}: {len(prompts)} training prompts, {len(eval_prompts)} held out", end="")
+    say(f"; dropped {dropped} + {eval_dropped} longer than {limit} tokens" if dropped + eval_dropped else "")
     return task, prompts, eval_prompts
 
 
 def train(config: Config, task, prompts, eval_prompts) -> int:
     """Bring both engines up, train, and leave a summary whatever happens. Returns the exit code."""
-    print("loading vLLM and DeepSpeed (some 10 s) ...", flush=True)
+    if Launch.from_environment().rank == 0:
+        print("loading vLLM and DeepSpeed (some 10 s) ...", flush=True)
     marks = {"command line and task": time.perf_counter()}
     prepare(config)
+    from learners.interruption import Stopped
     from learners.precision import NonFiniteError
-    from learners.run_log import RunLog
 
-    log = RunLog(config, notes={"train_prompts": len(prompts), "eval_prompts": len(eval_prompts)})
     marks["imports"] = time.perf_counter()
-    status = "failed"
+    log, checkpoint = open_log(config, {"train_prompts": len(prompts), "eval_prompts": len(eval_prompts)})
+    status, learner = "failed", None
     try:
         learner = build(config, task, prompts, eval_prompts, log, marks)
+        if checkpoint is not None:
+            learner.resume(checkpoint)
+        learner.interruption.listen()
         log.started_up(STARTED, marks)
         learner.run()
         status = "finished"
+    except Stopped as stopped:
+        log.say(f"train.py: {stopped}")
+        status = "stopped"
     except KeyboardInterrupt:
         status = "interrupted"
     except NonFiniteError as error:
         log.say(f"train.py: {error}")
     finally:
         log.finish(status)
-    return {"finished": 0, "interrupted": 130, "failed": 1}[status]
+    if learner is not None:
+        learner.close()
+    return {"finished": 0, "stopped": 0, "interrupted": 130, "failed": 1}[status]
+
+
+def open_log(config: Config, notes: dict):
+    """The run's record (on the first process; a silent one on the others) and the checkpoint it goes on from, if any.
+
+    Raises:
+        UsageError: the checkpoint that ``--resume`` names is damaged.
+    """
+    from learners.checkpoint import find_checkpoint
+    from learners.processes import from_first
+    from learners.run_log import NoLog, RunLog, default_folder
+    from learners.training_state import log_state
+
+    folder = from_first(default_folder(config))
+    checkpoint, complaints = find_checkpoint(folder, config.output.resume)
+    if Launch.from_environment().rank != 0:
+        return NoLog(folder), checkpoint
+    log = RunLog(config, folder, notes, resumed=log_state(checkpoint) if checkpoint else None)
+    for complaint in complaints:
+        log.say(f"WARNING: {complaint}")
+    if checkpoint is not None:
+        log.say(f"going on from {checkpoint}")
+    return log, checkpoint
 
 
 def prepare(config: Config) -> None:
-    """Make the engines importable on this device, in this precision; comes before `build`."""
+    """Make the engines importable on this device, in this precision, and join the other processes; before `build`.
+
+    Raises:
+        UsageError: an option needs a GPU and there is none.
+    """
     from actors import runtime
     from learners.precision import Precision
 
     precision = Precision.of(config.precision)
     runtime.prepare({precision.train, precision.sample}, config.precision.cpu_half)
+    runtime.require_gpu_for({"--offload": config.training.offload != "none", "--vllm-sleep-level": config.sleeps})
+    runtime.init_process_group()
 
 
 def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None = None):
@@ -99,20 +146,25 @@ def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None =
     from learners.oat_args import to_oat_args
     from learners.policy_learner import PolicyLearner
     from learners.precision import Precision
+    from learners.processes import Processes
 
     marks = {} if marks is None else marks
     precision, args, sampling = Precision.of(config.precision), to_oat_args(config), config.sampling
-    learner = PolicyLearner(config, args, precision, prompts, eval_prompts, log)
+    launch = Launch.from_environment()
+    processes = Processes(launch.rank, launch.world_size, sampling.tensor_parallel)
+    learner = PolicyLearner(config, args, precision, prompts, eval_prompts, log, processes)
     marks["learner"] = time.perf_counter()
     engine = SamplingEngine(
         config.model_path,
         precision.sample,
         max_model_len=config.max_model_len,
-        max_num_seqs=min(config.sequences_per_step, 512),
+        max_num_seqs=min(-(-config.sequences_per_step // processes.engines), 512),
         seed=config.training.seed,
         gpu_memory_utilization=sampling.vllm_gpu_ratio,
         enforce_eager=sampling.enforce_eager,
-        enable_sleep_mode=sampling.vllm_sleep,
+        sleep_level=sampling.vllm_sleep_level,
+        tensor_parallel=sampling.tensor_parallel,
+        lora_rank=config.lora.lora_rank if config.lora.lora_sync == "adapter" else 0,
         enable_prefix_caching=sampling.enable_prefix_caching,
         trust_remote_code=config.model.trust_remote_code,
     )

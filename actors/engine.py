@@ -25,7 +25,11 @@ class SamplingEngine:
         gpu_memory_utilization: share of a GPU's memory; without a GPU the cache is sized for the batch.
         enforce_eager: no compilation, no CUDA graphs. A CPU is always eager: compiled, it starts 10-40 s later and
             samples 5-10% faster.
-        enable_sleep_mode, enable_prefix_caching, trust_remote_code: as in vLLM.
+        sleep_level: what `sleep` does: 1 moves the weights to host memory, 2 drops them, and a whole set must be
+            loaded after waking; 0 for an engine that never sleeps.
+        tensor_parallel: processes that share this engine; each builds it, and gives it the same prompts and seeds.
+        lora_rank: of the adapters that `MathActor.load_adapter` will bring; 0 for none.
+        enable_prefix_caching, trust_remote_code: as in vLLM.
     """
 
     def __init__(
@@ -38,7 +42,9 @@ class SamplingEngine:
         seed: int = 0,
         gpu_memory_utilization: float = 0.35,
         enforce_eager: bool = False,
-        enable_sleep_mode: bool = False,
+        sleep_level: int = 0,
+        tensor_parallel: int = 1,
+        lora_rank: int = 0,
         enable_prefix_caching: bool = False,
         trust_remote_code: bool = False,
     ):
@@ -53,13 +59,17 @@ class SamplingEngine:
             _leave_memory_unbound()
             cache = _cpu_cache_bytes(model_path, dtype, max_model_len, max_num_seqs, trust_remote_code)
             arguments |= {"kv_cache_memory_bytes": cache, "enforce_eager": True, "block_size": CPU_BLOCK_TOKENS}
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            arguments |= {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": tensor_parallel}
+        if lora_rank > 0:
+            arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank_that_vllm_takes(lora_rank)}
         self.llm = vllm.LLM(
             model=model_path,
             dtype=VLLM_DTYPES[dtype],
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             seed=seed,
-            enable_sleep_mode=enable_sleep_mode,
+            enable_sleep_mode=sleep_level > 0,
             enable_prefix_caching=enable_prefix_caching,
             trust_remote_code=trust_remote_code,
             # mu is the distribution that was sampled from: after temperature, top-p and top-k.
@@ -68,7 +78,7 @@ class SamplingEngine:
             use_tqdm_on_load=False,
             **arguments,
         )
-        self.dtype = dtype
+        self.dtype, self.sleep_level = dtype, sleep_level
 
     @property
     def model(self) -> torch.nn.Module:
@@ -91,8 +101,8 @@ class SamplingEngine:
         return {p.dtype for p in self.model.parameters() if p.is_floating_point()}
 
     def sleep(self) -> None:
-        """Move the weights to host memory and drop the cache (vLLM's level 1)."""
-        self.llm.sleep(level=1)
+        """Drop the cache, and move the weights to host memory or drop them too (vLLM's levels 1 and 2)."""
+        self.llm.sleep(level=self.sleep_level)
 
     def wake_up(self, tags: list[str]) -> None:
         """Bring back ``["weights"]`` (before loading new ones) or ``["kv_cache"]`` (after)."""
@@ -104,6 +114,11 @@ class SamplingEngine:
 
 
 CPU_BLOCK_TOKENS = 32
+
+
+def _rank_that_vllm_takes(rank: int) -> int:
+    """The smallest of the ranks that vLLM has kernels for."""
+    return next(taken for taken in (1, 8, 16, 32, 64, 128, 256, 320, 512) if rank <= taken)
 
 
 def _cpu_cache_bytes(model_path, dtype, max_model_len, max_num_seqs, trust_remote_code) -> int:

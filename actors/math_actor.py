@@ -8,6 +8,7 @@ import vllm
 from oat.algorithms.ppo import PPOActor, PPOArgs
 from oat.oracles.base import PreferenceOracleBase, RewardOracleBase
 from oat.types import TransitionData
+from vllm.lora.request import LoRARequest
 
 from actors.engine import SamplingEngine
 from tasks.prompts import Prompt
@@ -68,6 +69,7 @@ class MathActor(PPOActor):
         self.engine, self.llm = engine, engine.llm
         self.oracle, self.oracle_batch_size = TaskOracle(grade), args.oracle_batch_size
         self.ipc_client = PassThrough()
+        self.adapter: LoRARequest | None = None
         stopping = {"stop": list(stop), "include_stop_str_in_output": True} if stop else {}
         self.sampling_params = vllm.SamplingParams(
             n=args.num_samples,
@@ -89,7 +91,16 @@ class MathActor(PPOActor):
     def generate(self, prompts: list[list[int]], sampling_params: vllm.SamplingParams) -> list[vllm.RequestOutput]:
         """Sample every prompt (token ids); outputs come in the order of the prompts."""
         tokens = [{"prompt_token_ids": ids} for ids in prompts]
-        return self.llm.generate(tokens, sampling_params=sampling_params, use_tqdm=False)
+        return self.llm.generate(tokens, sampling_params=sampling_params, use_tqdm=False, lora_request=self.adapter)
+
+    def load_adapter(self, folder: str) -> None:
+        """From now on sample with the adapter in a folder (peft's format), and forget the last one."""
+        last, number = self.adapter, 1 if self.adapter is None else self.adapter.lora_int_id + 1
+        self.adapter = LoRARequest(f"adapter-{number}", number, folder)
+        engine = self.llm.llm_engine
+        if last is not None:
+            engine.remove_lora(last.lora_int_id)
+        engine.add_lora(self.adapter)  # read now: the folder need not stay
 
     def sample(self, prompts: list[Prompt], seed: int) -> list[TransitionData]:
         """Oat's `step`, seeded.

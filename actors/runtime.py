@@ -16,6 +16,8 @@ from datetime import timedelta
 import torch
 
 from actors import cpu_half
+from actors.launch import Launch
+from tasks.errors import require
 
 
 def prepare(dtypes: set[torch.dtype], cpu_half_mode: str = "auto") -> cpu_half.Fp32Accumulate | None:
@@ -28,6 +30,7 @@ def prepare(dtypes: set[torch.dtype], cpu_half_mode: str = "auto") -> cpu_half.F
     Returns:
         The half-precision override of a CPU without native half products, or None.
     """
+    Launch.from_environment().export()
     _set_environment()
     _stand_in_for_absent_modules()
     if not torch.cuda.is_available():
@@ -42,8 +45,26 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def init_process_group(timeout: timedelta) -> None:
+def require_gpu_for(wanted: dict[str, bool]) -> None:
+    """Refuse options that need a GPU where there is none.
+
+    Args:
+        wanted: whether each option, by its name, was asked for.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    for option, asked in wanted.items():
+        require(
+            not asked or torch.cuda.is_available(),
+            f"{option} moves memory between a GPU and its host, and there is no GPU here; leave it out.",
+        )
+
+
+def init_process_group(timeout: timedelta = timedelta(minutes=60)) -> None:
     """Join the other processes that the launcher started; a process alone meets itself, and opens no port for it."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not torch.distributed.is_initialized() and int(os.environ["WORLD_SIZE"]) == 1:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         torch.distributed.init_process_group(
@@ -55,10 +76,6 @@ def init_process_group(timeout: timedelta) -> None:
 
 
 def _set_environment() -> None:
-    # A process started alone is a world of one. DeepSpeed asks MPI unless it finds all five; nothing uses the port.
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    for name, value in alone.items():
-        os.environ.setdefault(name, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine stays in this process, where its weights are
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # its threads are the learner's too
     if not torch.cuda.is_available():

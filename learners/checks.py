@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.launch import Launch
 from learners.model_files import read_model_config
 from learners.objectives import OBJECTIVES, THRESHOLDS
+from learners.run_files import CHECKPOINTS, CONFIG, MANIFEST, SUMMARY
 from tasks.arithmetic.problems import LEVELS
 from tasks.errors import UsageError, require
 
@@ -28,7 +30,9 @@ def check(config: Config, asked_for: dict) -> None:
     """
     _check_numbers(config)
     _check_companions(config, asked_for)
-    _check_batches(config)
+    _check_batches(config, asked_for["training"])
+    _check_devices(config)
+    _check_lora(config, asked_for["lora"])
     _check_precision(config)
     _check_objective(config, asked_for["objective"])
     _check_task(config)
@@ -44,7 +48,8 @@ def _check_numbers(config: Config) -> None:
         "generate-max-length": sampling.generate_max_length,
         "prompt-max-length": config.task.prompt_max_length,
         "train-batch-size": training.train_batch_size,
-        "micro-batch-size": training.micro_batch_size,
+        "micro-batch-size": 1 if training.micro_batch_size is None else training.micro_batch_size,
+        "keep": config.output.keep,
         "num-ppo-epochs": training.num_ppo_epochs,
         "num-prompt-epoch": training.num_prompt_epoch,
         "max-steps": 1 if training.max_steps is None else training.max_steps,
@@ -65,6 +70,7 @@ def _check_numbers(config: Config) -> None:
         "overlong-buffer": sampling.overlong_buffer,
         "eval-temperature": evaluation.eval_temperature,
         "log-samples": config.output.log_samples,
+        "save-every": config.output.save_every,
         "weight-decay": training.weight_decay,
         "seed": training.seed,
         "loss-scale": config.precision.loss_scale,
@@ -95,25 +101,64 @@ def _check_companions(config: Config, asked_for: dict) -> None:
     )
 
 
-def _check_batches(config: Config) -> None:
+def _check_batches(config: Config, asked_for: dict) -> None:
     total, update = config.sequences_per_step, config.training.train_batch_size
     require(
         total % update == 0,
         f"A step samples {config.sampling.rollout_batch_size} prompts x {config.sampling.num_samples} responses = "
         f"{total}, which --train-batch-size {update} does not divide; choose a divisor of {total}.",
     )
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = Launch.from_environment().world_size
     require(
         config.sampling.rollout_batch_size % processes == 0,
         f"--rollout-batch-size {config.sampling.rollout_batch_size} does not divide among {processes} processes; "
         "make it a multiple of them.",
     )
-    share, micro = update // processes, config.training.micro_batch_size
     require(
-        update % processes == 0 and share % micro == 0,
+        update % processes == 0,
+        f"--train-batch-size {update} does not divide among {processes} processes; make it a multiple of them.",
+    )
+    micro, tokens = asked_for["micro_batch_size"], asked_for["micro_batch_tokens"]
+    require(
+        micro is None or tokens is None,
+        "--micro-batch-size and --micro-batch-tokens are two ways to cut an update; give one of them.",
+    )
+    require(
+        micro is None or update // processes % micro == 0,
         f"--train-batch-size {update} is not a multiple of --micro-batch-size {micro} x {processes} process(es); "
         "choose a micro-batch size that divides it.",
     )
+    require(
+        tokens is None or tokens >= config.max_model_len,
+        f"--micro-batch-tokens {tokens} cannot hold one response with its prompt, of up to {config.max_model_len} "
+        "tokens; raise it.",
+    )
+
+
+def _check_devices(config: Config) -> None:
+    launch, group = Launch.from_environment(), config.sampling.tensor_parallel
+    require(
+        group >= 1 and launch.local_world_size % group == 0,
+        f"--tensor-parallel {group} does not divide the {launch.local_world_size} process(es) on this machine; start "
+        "a multiple of it, such as: torchrun --nproc-per-node " + f"{max(group, 1)} train.py ...",
+    )
+    require(
+        config.training.offload != "parameters" or config.training.zero_stage == 3,
+        f"--offload parameters needs --zero-stage 3, which shards them; it is {config.training.zero_stage}.",
+    )
+
+
+def _check_lora(config: Config, asked_for: dict) -> None:
+    lora = config.lora
+    require(0 <= lora.lora_rank <= 512, f"--lora-rank is {lora.lora_rank}; it must lie between 0 (off) and 512.")
+    if lora.lora_rank == 0:
+        for name in ("lora_alpha", "lora_targets", "lora_sync"):
+            require(
+                asked_for[name] == getattr(type(lora)(), name),
+                f"--{name.replace('_', '-')} is not used without --lora-rank; give a rank above 0.",
+            )
+        return
+    require(lora.lora_alpha > 0, f"--lora-alpha is {lora.lora_alpha:g}; it must be greater than 0.")
 
 
 def _check_precision(config: Config) -> None:
@@ -189,19 +234,71 @@ def _check_task(config: Config) -> None:
 
 
 def _check_output(config: Config) -> None:
-    if config.output.output_dir is None:
-        return
-    folder = Path(config.output.output_dir)
-    require(not folder.exists() or folder.is_dir(), f"--output-dir {folder} is a file; name a folder.")
+    output = config.output
+    for option, name in (("--export", output.export), ("--output-dir", output.output_dir)):
+        if name is not None:
+            _check_folder(option, Path(name))
     require(
-        not (folder / "config.json").exists(),
-        f"--output-dir {folder} already holds a run; name a new folder.",
+        output.export is None or not any(Path(output.export).glob("*")),
+        f"--export {output.export} is not empty; name a new folder.",
     )
+    if output.output_dir is not None and (Path(output.output_dir) / CONFIG).exists():
+        _check_going_on(config, Path(output.output_dir))
+    if output.resume not in ("auto", "never"):
+        checkpoint = Path(output.resume)
+        require(
+            (checkpoint / MANIFEST).is_file(),
+            f"--resume {checkpoint} is no checkpoint; name a folder such as <run>/checkpoints/step-000020.",
+        )
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    require(not folder.exists() or folder.is_dir(), f"{option} {folder} is a file; name a folder.")
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     try:  # access rights do not tell (root, read-only mounts); a folder that is made and removed at once does
         tempfile.TemporaryDirectory(dir=parent).cleanup()
     except OSError as error:
-        raise UsageError(f"--output-dir {folder} cannot be written ({error.strerror}); name another place.") from error
+        raise UsageError(f"{option} {folder} cannot be written ({error.strerror}); name another place.") from error
+
+
+# Options that may be others when a run goes on; any other change would make it another run.
+MAY_CHANGE = {
+    "output", "trust_remote_code", "attn_implementation", "gradient_checkpointing", "vllm_gpu_ratio",
+    "vllm_sleep_level", "tensor_parallel", "enforce_eager", "enable_prefix_caching", "micro_batch_size",
+    "micro_batch_tokens", "zero_stage", "offload", "cpu_half", "lora_sync", "eval_steps",
+}  # fmt: skip
+
+
+def _check_going_on(config: Config, folder: Path) -> None:
+    """The folder holds a run: it goes on if it is unfinished and is this one."""
+    output, where = config.output, f"--output-dir {folder}"
+    try:
+        status = json.loads((folder / SUMMARY).read_text())["status"]
+    except (OSError, ValueError, KeyError):
+        status = "unfinished"  # killed before it could say anything
+    require(status != "finished", f"{where} already holds a finished run; name a new folder.")
+    require(
+        output.resume != "never", f"{where} already holds an unfinished run; name a new folder, or leave --resume out."
+    )
+    if output.resume != "auto":
+        newest = max((folder / CHECKPOINTS).glob("step-*[0-9]"), key=lambda path: path.name, default=None)
+        require(
+            newest is not None and newest.resolve() == Path(output.resume).resolve(),
+            f"--resume {output.resume} is not the newest checkpoint of the run in {where}; name a new --output-dir.",
+        )
+    try:
+        written = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{where} holds a {CONFIG} that cannot be read ({error}); name a new folder.") from error
+    for group, options in config.to_dict().items():
+        for name, value in options.items():
+            before = written.get(group, {}).get(name)
+            same = {group, name} & MAY_CHANGE or json.loads(json.dumps(value)) == before
+            require(
+                bool(same),
+                f"{where} holds an unfinished run with --{name.replace('_', '-')} {before}, not {value}; give the same "
+                "options to go on, or name a new folder.",
+            )
 
 
 def _check_model(config: Config) -> None:

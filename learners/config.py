@@ -29,7 +29,6 @@ DEFAULTS_BY_MODEL = {
     "sampling.rollout_batch_size": (64, 64),
     "sampling.num_samples": (8, 8),
     "training.train_batch_size": (128, 128),
-    "training.micro_batch_size": (64, 1),
     "training.learning_rate": (5e-5, 1e-6),
     "training.lr_scheduler": ("linear", "constant"),
     "training.lr_warmup_ratio": (0.1, 0.0),
@@ -126,8 +125,10 @@ class SamplingOptions:
     """of the sampled distribution; pi is evaluated at the same temperature"""
     vllm_gpu_ratio: float = 0.35
     """share of a GPU's memory that vLLM takes"""
-    vllm_sleep: bool = False
-    """GPU only: vLLM's weights go to host memory and its cache is dropped while the learner works"""
+    vllm_sleep_level: Literal[0, 1, 2] = 0
+    """GPU only: while the learner works vLLM drops its cache and (1) moves its weights to the host or (2) drops them"""
+    tensor_parallel: int = 1
+    """processes that share one vLLM engine; they must be on one machine"""
     enforce_eager: bool = False
     """run vLLM without compilation and CUDA graphs (on a CPU it always does)"""
     enable_prefix_caching: bool = False
@@ -189,7 +190,9 @@ class TrainingOptions:
     train_batch_size: int | None = None
     """responses per optimiser update, over all processes (default 128)"""
     micro_batch_size: int | None = None
-    """responses per forward and backward pass of one process (embedded model: 64, else 1)"""
+    """responses per forward and backward pass of one process (embedded model: 64, else 1 unless by tokens)"""
+    micro_batch_tokens: int | None = None
+    """instead: most tokens per forward and backward pass, padding included; responses of about one length together"""
     num_ppo_epochs: int = 1
     """passes over the sampled responses of a step"""
     learning_rate: float | None = None
@@ -209,6 +212,22 @@ class TrainingOptions:
     """the gradient is clipped to this norm, after unscaling"""
     zero_stage: Literal[1, 2, 3] = 2
     """what DeepSpeed ZeRO shards: 1 optimiser state, 2 and gradients, 3 and parameters"""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """GPU only: what ZeRO keeps in host memory, the optimiser's state or (stage 3) the parameters too"""
+
+
+@dataclass
+class LoraOptions:
+    """Low-rank adapters, trained instead of the weights."""
+
+    lora_rank: int = 0
+    """rank of the adapters; 0 trains the whole model"""
+    lora_alpha: float | None = None
+    """what the adapters add is multiplied by alpha / rank (default: twice the rank)"""
+    lora_targets: tuple[str, ...] = ()
+    """names of the layers that get one, such as q_proj v_proj (default: every linear layer but the head)"""
+    lora_sync: Literal["merge", "adapter"] = "merge"
+    """how the sampler gets them: merged into the weights in FP32 and cast once, or as vLLM's LoRA"""
 
 
 @dataclass
@@ -237,6 +256,16 @@ class OutputOptions:
     """prompts whose responses are written to samples.jsonl at each step"""
     save_model: bool = True
     """write the trained model to <output-dir>/model, in Hugging Face format"""
+    export: str | None = None
+    """write the trained model to this folder too, whole (adapters merged)"""
+    export_dtype: Literal["fp16", "bf16", "fp32"] | None = None
+    """of the models that are written, cast from the FP32 master weights (default: the learner's)"""
+    save_every: int = 20
+    """write a checkpoint every so many steps; 0 only when the run is stopped by SIGTERM or SIGUSR1"""
+    keep: int = 2
+    """newest checkpoints that are kept"""
+    resume: str = "auto"
+    """auto goes on where --output-dir holds an unfinished run, never refuses that, a path names a checkpoint"""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Weights & Biases; auto is online with an API key and offline without"""
     wandb_project: str = "fp16-rl"
@@ -259,6 +288,7 @@ class Config:
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
+    lora: LoraOptions = field(default_factory=LoraOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
@@ -285,6 +315,11 @@ class Config:
         return round(updates * self.training.lr_warmup_ratio) if steps is None else steps * self.updates_per_step
 
     @property
+    def sleeps(self) -> bool:
+        """Whether vLLM sleeps while the learner works."""
+        return self.sampling.vllm_sleep_level > 0
+
+    @property
     def max_model_len(self) -> int:
         """Longest prompt and response together, in tokens."""
         return self.task.prompt_max_length + self.sampling.generate_max_length
@@ -308,6 +343,11 @@ class Config:
             group, name = path.split(".")
             if getattr(getattr(self, group), name) is None:
                 setattr(getattr(self, group), name, embedded if self.is_embedded else real)
+        if self.training.micro_batch_size is None and self.training.micro_batch_tokens is None:
+            self.training.micro_batch_size = 64 if self.is_embedded else 1
+        if self.lora.lora_alpha is None:
+            self.lora.lora_alpha = 2.0 * self.lora.lora_rank
+        self.output.export_dtype = self.output.export_dtype or self.precision.train_dtype or self.precision.dtype
         if self.task.prompt_template is None:
             self.task.prompt_template = "no" if self.task.task == "arithmetic" else "chat"
         if self.sampling.max_sampling_rounds is None and self.sampling.dynamic_sampling:

@@ -28,13 +28,13 @@ def to_oat_args(config: Config) -> PPOArgs:
         ignore_no_eos=sampling.ignore_no_eos,
         non_stop_fixed_reward=0.0,  # a truncated response earns 0, whatever its text says
         vllm_gpu_ratio=sampling.vllm_gpu_ratio,
-        vllm_sleep=sampling.vllm_sleep,
+        vllm_sleep=sampling.vllm_sleep_level > 0,
         enable_prefix_caching=sampling.enable_prefix_caching,
         collocate=True,
         # training
         seed=training.seed,
         train_batch_size=training.train_batch_size,
-        train_batch_size_per_device=training.micro_batch_size,
+        train_batch_size_per_device=training.micro_batch_size or 1,
         pi_buffer_maxlen_per_device=config.sequences_per_step,
         num_ppo_epochs=training.num_ppo_epochs,
         learning_rate=training.learning_rate,

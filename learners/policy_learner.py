@@ -1,38 +1,44 @@
 """The learner: Oat's PPOLearner in one process with the actor.
 
-Read `run` first: one step is sample -> learn -> synchronise, and everything it writes goes through the run's log.
+Read `run` first: one step is sample -> learn -> synchronise, and everything it writes goes through the run's log. With
+several processes each runs this same program: it samples its engine's share of the prompts, all of them gather the
+step's responses, and each trains on its share of every update. What is learned does not depend on how many there are.
 """
 
+import tempfile
 import time
-from collections import deque
+from pathlib import Path
 
-import deepspeed
 import numpy as np
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
 from oat.algorithms.ppo import PPOArgs, PPOLearner
 from oat.model import LLM
-from oat.types import TransitionData
 from oat.utils.ops import disable_dropout
-from transformers import AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.trainer import get_scheduler
 
 from actors import runtime
 from actors.math_actor import MathActor
+from learners import lora, weights
 from learners.advantages import ADVANTAGES, overlong_punishment
 from learners.aggregation import UpdateCounts, aggregate
+from learners.checkpoint import Checkpoints, name_of
 from learners.collect import Collected, collect_mixed
 from learners.config import Config
+from learners.interruption import Interruption, Stopped
+from learners.loading import load_model, with_adapters
 from learners.log_probs import TokenLogProbs
+from learners.micro_batches import deal
 from learners.mismatch import derive, measure
 from learners.objectives import OBJECTIVES, PolicyBatch, reference_kl
-from learners.precision import NAMES, NonFiniteError, Precision
+from learners.precision import NAMES, TORCH_DTYPES, NonFiniteError, Precision
+from learners.processes import Processes, across_processes, gather
 from learners.rollout import RolloutBatch
-from learners.routers import route_in_fp32
+from learners.run_files import CHECKPOINTS
 from learners.run_log import RunLog
+from learners.step import Step
 from learners.strategy import PrecisionStrategy, StepReport
-from learners.tally import Tally, across_processes
+from learners.tally import Tally
 from tasks.prompts import Prompt, PromptStream
 
 
@@ -40,8 +46,8 @@ class PolicyLearner(PPOLearner):
     """Oat's learner with its parts put together for one process.
 
     Oat's `_init` and `run` start remote actors and talk to them; here the actor is an object. The model wrapper, the
-    strategy, transitions and the vocabulary of the loop (`process_feedback_data`, `learn`, `sync_params_to_actors`,
-    `evaluate`) are Oat's; the loss is a pure function, chosen by name (learners/objectives.py).
+    strategy, transitions and the vocabulary of the loop (`learn`, `sync_params_to_actors`, `evaluate`) are Oat's; the
+    loss is a pure function, chosen by name (learners/objectives.py).
 
     Args:
         config: resolved.
@@ -50,6 +56,7 @@ class PolicyLearner(PPOLearner):
         prompts: for training.
         eval_prompts: held out; may be empty.
         log: where metrics, samples and the summary go.
+        processes: this one's place among those of the run.
     """
 
     def __init__(
@@ -60,10 +67,11 @@ class PolicyLearner(PPOLearner):
         prompts: list[Prompt],
         eval_prompts: list[Prompt],
         log: RunLog,
+        processes: Processes,
     ):
         # Not Oat's __init__: it only stores what is stored here, and binds a port for Launchpad.
         self.args, self.actors = args, []
-        self.config, self.precision, self.log = config, precision, log
+        self.config, self.precision, self.log, self.processes = config, precision, log, processes
         self.objective = OBJECTIVES[config.objective.objective]
         self.thresholds = {name: getattr(config.objective, name) for name in self.objective.thresholds}
         self.advantage = ADVANTAGES[config.objective.advantage]
@@ -71,17 +79,23 @@ class PolicyLearner(PPOLearner):
         self.eval_prompts = eval_prompts
         self.max_steps = config.training.max_steps or self.stream.steps_per_epoch * config.training.num_prompt_epoch
         log.max_steps = self.max_steps
+        self.interruption = Interruption()
+        self.checkpoints = Checkpoints(log.folder / CHECKPOINTS, config.output.keep)
         self._init(args, [])
 
     def _init(self, args: PPOArgs, actors: list) -> None:
         """Build model, optimiser and scheduler and hand them to DeepSpeed."""
-        self.strategy = PrecisionStrategy(args, self.precision)
+        self.strategy = PrecisionStrategy(args, self.precision, offload=self.config.training.offload)
         self.strategy.setup_distributed()
-        self.reference = self._load_policy(sharded=False).eval().requires_grad_(False) if args.beta > 0 else None
-        self.model = LLM(self._load_policy(sharded=args.zero_stage == 3))
+        self.reference = self._load_policy().eval().requires_grad_(False) if args.beta > 0 else None
+        if args.zero_stage == 3:  # from here on, parameters are cut up as they are made
+            self._sharding = HfDeepSpeedConfig(self.strategy.get_ds_train_config(is_wrapped=True))
+        policy = self._load_policy()
+        self.peft = with_adapters(policy.causal_lm, self.config)
+        self.model = LLM(policy)
         disable_dropout(self.model)
         if args.gradient_checkpointing:
-            self.model.model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+            policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = self.strategy.create_optimizer(
             self.model,
             lr=args.learning_rate,
@@ -102,198 +116,218 @@ class PolicyLearner(PPOLearner):
         self.engine = self.model.model
         self.causal_lm = self.engine.module.causal_lm
         self.engine.module.check()
-        self.pi_buffer: deque[TransitionData] = deque(maxlen=args.pi_buffer_maxlen_per_device)
         self.prompts_drawn = 0  # by dynamic sampling, over all epochs: where its next step goes on
         self.query_step = self.policy_sgd_step = self.skipped_updates = self.pi_beta_version = 0
-        self.pi_beta_lags_behind = True
+        self.steps_done, self.in_progress = 0, None
 
-    def _load_policy(self, sharded: bool) -> TokenLogProbs:
-        """The model in the training dtype; ``sharded`` as ZeRO-3 wants it, else whole and on the device."""
-        model = TokenLogProbs(self._load_model(sharded), self.args.temperature, self.config.precision.lm_head_fp32)
-        return model if sharded else model.to(runtime.device())
-
-    def _load_model(self, sharded: bool) -> torch.nn.Module:
-        """The Hugging Face model in the training dtype, checked to fit in it."""
-        attention = self.config.model.attn_implementation
-        if attention == "auto":
-            attention = "sdpa" if torch.cuda.is_available() else "eager"
-        if sharded:  # parameters are cut up as they are made
-            self._sharding = HfDeepSpeedConfig(self.strategy.get_ds_train_config(is_wrapped=True))
-        model = AutoModelForCausalLM.from_pretrained(
-            self.config.model_path,
-            dtype=self.precision.train,
-            attn_implementation=attention,
-            trust_remote_code=self.config.model.trust_remote_code,
-        )
-        model.config.use_cache = False
-        if self.config.model.router_fp32:
-            route_in_fp32(model)
-        for name, parameter in model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise NonFiniteError(
-                    f"The weight {name} of {self.config.model.model} is not finite in "
-                    f"{NAMES[self.precision.train]}: it exceeds the range of that dtype; use --dtype bf16 or fp32 for "
-                    "this model."
-                )
-        return model
+    def _load_policy(self) -> TokenLogProbs:
+        """The model in the training dtype, as a source of log-probabilities."""
+        model = load_model(self.config, self.precision)
+        policy = TokenLogProbs(model, self.args.temperature, self.config.precision.lm_head_fp32)
+        cut_up = hasattr(next(model.parameters()), "ds_id")
+        return policy if cut_up else policy.to(runtime.device())
 
     # ------------------------------------------------------------------------------------------------ the loop
 
     def attach(self, actor: MathActor) -> None:
         """Take the actor in, give it the weights, and assert that both engines have the dtypes that were asked for."""
         self.actor = actor
+        self.tokenizer = actor.llm.get_tokenizer()
         self.sync_params_to_actors()
         trained = {p.dtype for p in self.causal_lm.parameters() if p.is_floating_point()}
         sampled = actor.engine.parameter_dtypes()
         assert trained == {self.precision.train}, trained
         assert sampled == {self.precision.sample}, sampled
-        masters = {safe_get_full_fp32_param(p).dtype for p in list(self.causal_lm.parameters())[:1]}
+        masters = weights.master(next(p for p in self.causal_lm.parameters() if p.requires_grad))
         self.log.say(
-            f"precision: learner {NAMES[self.precision.train]}, master weights {NAMES[masters.pop()]}, "
+            f"precision: learner {NAMES[self.precision.train]}, master weights {NAMES[masters.dtype]}, "
             f"sampler {NAMES[self.precision.sample]} (read from both engines' tensors)"
         )
 
     def run(self) -> None:
-        """Train for `max_steps` steps, evaluating now and then, and save the model."""
-        self.evaluate_and_log(step=0)
-        for step in range(1, self.max_steps + 1):
-            started = time.perf_counter()
-            times = self.collect(step)
-            self._pre_learning()
-            metrics = self.learn(step)
-            self._post_learning()
-            times["time/learn"] = metrics.pop("time/learn")
-            times["time/sync"] = self.sync_params_to_actors()
-            tokens = sum(len(t.prompt_ids) + len(t.response_ids) for t in self.pi_buffer)
-            metrics |= times | {"time/step": time.perf_counter() - started}
-            metrics["throughput/learn_tokens_per_s"] = tokens / times["time/learn"]
-            interval = self.args.eval_steps
-            if interval > 0 and (step % interval == 0 or step == self.max_steps):
-                metrics |= self.evaluate(step)
-            self.log.step(step, metrics)
-        if self.config.output.save_model:
-            self.save_model(self.log.folder / "model")
+        """Train for `max_steps` steps, evaluating and saving now and then, and write the model.
 
-    def collect(self, step: int) -> dict[str, float]:
-        """Sample and grade the prompts of a step into the buffer. Returns the time of each, seconds, and what dynamic
-        sampling took."""
-        sampling_metrics = {}
-        if self.config.sampling.dynamic_sampling:
-            collected = self._collect_mixed(step)
-            prompts, transitions, sampling_metrics = collected.prompts, collected.transitions, collected.metrics()
-        else:
-            prompts = self.stream.batch(step)
-            transitions = self.actor.sample(prompts, seed=self._seed(step))
-        self.pi_buffer.clear()
-        self.process_feedback_data(transitions)
-        self.log.samples(step, prompts, transitions, self.args.num_samples)
-        info = transitions[0].info
-        sampled = sum(len(t.response_ids) for t in transitions)
-        return sampling_metrics | {
-            "time/sample": info["actor/generate_time"],
-            "time/grade": info["actor/verify_time"],
-            "throughput/sample_tokens_per_s": sampled / info["actor/generate_time"],
-        }
-
-    def _collect_mixed(self, step: int) -> Collected:
-        """Dynamic sampling: goes on in the prompts where the last step stopped (`prompts_drawn`)."""
-
-        def draw(count: int) -> list[Prompt]:
-            prompts = self.stream.take(self.prompts_drawn, count)
-            self.prompts_drawn += count
-            return prompts
-
-        wanted, rounds = self.config.sampling.rollout_batch_size, self.config.sampling.max_sampling_rounds
-        collected = collect_mixed(
-            draw,
-            lambda prompts, turn: self.actor.sample(prompts, seed=self._seed(step, turn)),
-            wanted,
-            self.args.num_samples,
-            rounds,
-        )
-        if collected.filled:
-            self.log.say(
-                f"step {step}: after {rounds} rounds {wanted - collected.filled} of {wanted} prompts had responses of "
-                "different reward; the others have no advantage and add nothing to the gradient"
-            )
-        return collected
-
-    def process_feedback_data(self, data_list: list[TransitionData]) -> None:
-        """Put transitions into the buffer (Oat's)."""
-        self.query_step += len(data_list)
-        self.pi_buffer.extend(data_list)
-
-    def _seed(self, step: int, turn: int = 0) -> int:
-        """A seed for the sampling (in one of several turns) and shuffling of a step, the same whatever came before."""
-        return int(np.random.SeedSequence([self.args.seed, step, turn]).generate_state(1)[0])
-
-    def _pre_learning(self) -> None:
-        if self.args.vllm_sleep:
-            self.actor.engine.sleep()
-
-    def _post_learning(self) -> None:
-        self.pi_beta_lags_behind = True
-        if self.args.vllm_sleep:
-            torch.cuda.empty_cache()
-            self.actor.engine.wake_up(["weights"])
-
-    # ------------------------------------------------------------------------------------------------ learning
-
-    def learn(self, learning_round: int) -> dict[str, float]:
-        """Train on the buffer: cut the step's responses into updates, and each update into micro-batches.
-
-        Args:
-            learning_round: the step, from 1.
-
-        Returns:
-            Metrics of the step, by their names in metrics.jsonl.
+        Raises:
+            Stopped: SIGTERM or SIGUSR1 came; the run has saved itself.
         """
-        started, self.step = time.perf_counter(), learning_round
-        self.engine.train()
-        tally = Tally()
-        batch = RolloutBatch.from_transitions(self.pi_buffer, runtime.device())
+        if self.steps_done == 0 and self.in_progress is None:
+            self.evaluate_and_log(step=0)
+        while self.steps_done < self.max_steps:
+            started = time.perf_counter()
+            step = self.in_progress = self.in_progress or self.collect(self.steps_done + 1)
+            metrics = self.learn(step)
+            metrics["time/sync"] = self.sync_params_to_actors()
+            self.in_progress, self.steps_done = None, step.number
+            metrics["time/step"] = time.perf_counter() - started
+            interval, last = self.args.eval_steps, step.number == self.max_steps
+            if interval > 0 and (step.number % interval == 0 or last):
+                metrics |= self.evaluate(step.number)
+            self.log.step(step.number, metrics)
+            every = self.config.output.save_every
+            if every > 0 and (step.number % every == 0 or last):
+                self.save_checkpoint()
+            self._stop_if_told()
+        self.save_models()
+
+    def collect(self, number: int) -> Step:
+        """Sample and grade the prompts of a step, and gather the responses of all processes."""
+        sampled = {}
+        if self.config.sampling.dynamic_sampling:
+            collected = self._collect_mixed(number)
+            prompts, transitions, sampled = collected.prompts, collected.transitions, collected.metrics()
+        else:
+            prompts = self.processes.prompts_of_engine(self.stream.batch(number))
+            transitions = self.actor.sample(prompts, seed=self._seed(number, self.processes.engine))
+        self.log.samples(number, prompts, transitions, self.args.num_samples)
+        parts = gather(RolloutBatch.from_transitions(self.processes.share_of_engine(transitions)))
+        batch = RolloutBatch.concatenate(parts)
+        self.query_step += len(batch)
         punishment = overlong_punishment(
             batch.response_mask.sum(1), self.args.generate_max_length, self.config.sampling.overlong_buffer
         )
         batch.advantages = self.advantage(batch.rewards + punishment, self.args.num_samples)
-        if self.objective.needs_pi_old:
-            batch.old_logp = self._log_probs_without_gradient(batch, self.log_probs)
-            measure(tally, batch.old_logp, batch.mu_logp, batch.response_mask)
-        if self.reference is not None:
-            batch.reference_logp = self._log_probs_without_gradient(batch, self._reference_log_probs)
-        generator = torch.Generator().manual_seed(self._seed(learning_round))
-        size = self.args.train_batch_size // self.strategy.world_size
-        at_rollout_weights = not self.objective.needs_pi_old  # measured above, or until the first update is applied
-        for _ in range(self.args.num_ppo_epochs):
-            for indices in torch.randperm(len(batch), generator=generator).split(size):
-                report = self._update(batch.select(indices), tally, at_rollout_weights)
-                at_rollout_weights &= report.skipped
-        self._tally_rollout(batch, tally)
+        info = transitions[0].info
+        seconds = torch.tensor([info["actor/generate_time"], info["actor/verify_time"]], dtype=torch.float64)
+        sample, grade = across_processes(seconds, "max").tolist()
+        times = {"time/sample": sample, "time/grade": grade} | sampled
+        times["throughput/sample_tokens_per_s"] = batch.response_mask.sum().item() / sample
         if self.config.sampling.overlong_buffer:
-            tally.add("train/overlong_punishment", punishment)
-        metrics = derive(tally.result())
+            times["train/overlong_punishment"] = punishment.mean().item()
+        step = Step(number, batch, times)
+        step.tally.add("train/truncated", torch.tensor(float(info["actor/no_eos_count"])), count=info["actor/num_data"])
+        return step
+
+    def _collect_mixed(self, number: int) -> Collected:
+        """Dynamic sampling: goes on in the prompts where the last step stopped (`prompts_drawn`)."""
+        here, engines = self.processes, self.processes.engines
+
+        def draw(count: int) -> list[Prompt]:
+            prompts = self.stream.take(self.prompts_drawn, count * engines)
+            self.prompts_drawn += count * engines
+            return here.prompts_of_engine(prompts)
+
+        options = self.config.sampling
+        collected = collect_mixed(
+            draw,
+            lambda prompts, turn: self.actor.sample(prompts, seed=self._seed(number, here.engine, turn)),
+            wanted=options.rollout_batch_size // engines,
+            group_size=self.args.num_samples,
+            max_rounds=options.max_sampling_rounds,
+            largest=lambda own: int(across_processes(torch.tensor([float(own)]), "max").item()),
+        )
+        if collected.filled:
+            self.log.say(
+                f"step {number}: in {options.max_sampling_rounds} rounds {collected.filled} prompts too few had "
+                "responses of different reward; others fill the batch, without an advantage"
+            )
+        return collected
+
+    def _seed(self, *key: int) -> int:
+        """A seed for the sampling or shuffling of one step, the same whatever came before."""
+        return int(np.random.SeedSequence([self.args.seed, *key]).generate_state(1)[0])
+
+    def _stop_if_told(self) -> None:
+        name = self.interruption.requested()
+        if name is None:
+            return
+        within = self.in_progress
+        where = f"after step {self.steps_done}"
+        if within is not None:
+            where = f"in step {within.number} after update {within.updates_done}"
+        saved = self.save_checkpoint()
+        kept = f"; saved as {saved}, the same command goes on from there" if saved else " and nothing could be saved"
+        raise Stopped(f"{name}: stopped {where} of {self.max_steps} steps{kept}")
+
+    def close(self) -> None:
+        """Give back what both engines hold, in order."""
+        self.actor.engine.close()
+        self.engine.destroy()
+        torch.distributed.destroy_process_group()
+
+    # ------------------------------------------------------------------------------------------------ learning
+
+    def learn(self, step: Step) -> dict[str, float]:
+        """Train on a step's responses: cut them into updates, and each update into micro-batches.
+
+        Args:
+            step: from `collect`, or one that was stopped between two updates.
+
+        Returns:
+            Metrics of the step, by their names in metrics.jsonl.
+        """
+        started = time.perf_counter()
+        if self.args.vllm_sleep:
+            self.actor.engine.sleep()
+        self.step = step.number
+        self.engine.train()
+        if step.updates_done == 0:
+            self._evaluate_before(step)
+        updates = self._updates(step)
+        for indices in updates[step.updates_done :]:
+            self._stop_if_told()
+            report = self._update(step, step.batch.select(indices))
+            step.at_rollout_weights &= report.skipped
+            step.updates_done += 1
+        self._tally_rollout(step)
+        if self.args.vllm_sleep:
+            torch.cuda.empty_cache()
+            self.actor.engine.wake_up(["weights"])
+        step.times["time/learn"] = step.times.get("time/learn", 0.0) + time.perf_counter() - started
+        metrics = derive(step.tally.result()) | step.times
         metrics["precision/loss_scale"] = self.strategy.loss_scale(self.model)
         metrics["precision/skipped_updates"] = self.skipped_updates
         metrics["train/learning_rate"] = self.scheduler.get_last_lr()[0]
         metrics["train/updates"] = self.policy_sgd_step
-        metrics["time/learn"] = time.perf_counter() - started
+        metrics["throughput/learn_tokens_per_s"] = step.batch.lengths.sum().item() / step.times["time/learn"]
         return metrics
 
-    def _update(self, batch: RolloutBatch, tally: Tally, at_rollout_weights: bool) -> StepReport:
-        """One optimiser update on the given responses of this process. Returns the strategy's report."""
-        counts = self._count(batch)
+    def _updates(self, step: Step) -> list[torch.Tensor]:
+        """Which responses each update of a step trains on: a function of (seed, step), on any number of processes."""
+        generator = torch.Generator().manual_seed(self._seed(step.number))
+        return [
+            indices
+            for _ in range(self.args.num_ppo_epochs)
+            for indices in torch.randperm(len(step.batch), generator=generator).split(self.args.train_batch_size)
+        ]
+
+    def _evaluate_before(self, step: Step) -> None:
+        """What must be evaluated at the rollout weights: pi_old if the objective needs it, the reference if there is
+        one."""
+        batch = step.batch
+        if self.objective.needs_pi_old:
+            batch.old_logp = self._without_gradient(batch, self.log_probs)
+            measure(step.tally, batch.old_logp, batch.mu_logp, batch.response_mask)
+            step.at_rollout_weights = False  # measured, so the first update need not
+        if self.reference is not None:
+            batch.reference_logp = self._without_gradient(batch, self._reference_log_probs)
+
+    def _deal(self, batch: RolloutBatch) -> list[torch.Tensor]:
+        """This process's micro-batches of a batch."""
+        training = self.config.training
+        dealt = deal(
+            batch.lengths,
+            self.processes.world_size,
+            size=training.micro_batch_size,
+            tokens=training.micro_batch_tokens,
+        )
+        return dealt[self.processes.rank]
+
+    def _update(self, step: Step, batch: RolloutBatch) -> StepReport:
+        """One optimiser update on the given responses, of which this process takes its share."""
+        counts = UpdateCounts(
+            sequences=len(batch),
+            kept_sequences=batch.kept.sum().item(),
+            kept_tokens=batch.response_mask[batch.kept].sum().item(),
+            max_length=self.args.generate_max_length,
+        )
         update_loss = 0.0
-        for part in batch.micro_batches(self.args.train_batch_size_per_device):
+        for indices in self._deal(batch):
+            part = batch.select(indices).to(runtime.device())
             logp = self.log_probs(part)
-            if at_rollout_weights:
-                measure(tally, logp, part.mu_logp, part.response_mask)
-            loss = aggregate(
-                self._token_losses(logp, part, tally),
-                part.response_mask,
-                part.kept,
-                self.config.objective.aggregation,
-                counts,
-            )
+            if step.at_rollout_weights:
+                measure(step.tally, logp, part.mu_logp, part.response_mask)
+            losses = self._token_losses(logp, part, step.tally)
+            loss = aggregate(losses, part.response_mask, part.kept, self.config.objective.aggregation, counts)
             self._require_finite(loss, part, "loss")
             self.strategy.backward(loss, self.model, self.optimizer)
             update_loss += loss.item()
@@ -301,16 +335,10 @@ class PolicyLearner(PPOLearner):
         self.skipped_updates += report.skipped
         self.policy_sgd_step += not report.skipped
         # Counts are of the whole update: the parts of the processes are summed, the updates averaged.
-        tally.add("train/loss", torch.tensor(update_loss), count=1 / self.strategy.world_size)
+        step.tally.add("train/loss", torch.tensor(update_loss), count=1 / self.processes.world_size)
         if not report.skipped:
-            tally.add("precision/grad_norm", torch.tensor(report.grad_norm))
+            step.tally.add("precision/grad_norm", torch.tensor(report.grad_norm))
         return report
-
-    def _count(self, batch: RolloutBatch) -> UpdateCounts:
-        """What an update consists of, over all processes; each has its part of it in ``batch``."""
-        kept_tokens = batch.response_mask[batch.kept].sum().item()
-        here = torch.tensor([len(batch), batch.kept.sum().item(), kept_tokens], dtype=torch.float64)
-        return UpdateCounts(*across_processes(here, "sum").tolist(), max_length=self.args.generate_max_length)
 
     def _token_losses(self, logp: torch.Tensor, batch: RolloutBatch, tally: Tally) -> torch.Tensor:
         """(B, L - 1): the objective's loss, with what is added to it; its statistics go to the tally."""
@@ -338,67 +366,110 @@ class PolicyLearner(PPOLearner):
         return torch.zeros_like(batch.mu_logp).masked_scatter(batch.response_mask, kept)
 
     @torch.no_grad()
-    def _log_probs_without_gradient(self, batch: RolloutBatch, log_probs) -> torch.Tensor:
-        """(B, L - 1): of all the responses, micro-batch by micro-batch, in their order."""
+    def _without_gradient(self, batch: RolloutBatch, log_probs) -> torch.Tensor:
+        """(B, L - 1): of all the responses, each evaluated on one process, in their order."""
         made = torch.zeros_like(batch.mu_logp)
-        for indices in batch.micro_batch_indices(self.args.train_batch_size_per_device):
-            part = log_probs(batch.select(indices))
-            made[indices, : part.shape[1]] = part
-        return made
+        for indices in self._deal(batch):
+            part = log_probs(batch.select(indices).to(runtime.device()))
+            made[indices, : part.shape[1]] = part.to(made.device)
+        return across_processes(made, "sum")
 
     def _require_finite(self, values: torch.Tensor, batch: RolloutBatch, what: str) -> None:
         finite = torch.isfinite(values)
         if finite.all():
             return
         row = 0 if values.dim() == 0 else int((~finite).any(1).nonzero()[0])
-        ids = batch.input_ids[row][batch.attention_mask[row].bool()].tolist()
-        start = int(batch.response_mask[row].int().argmax()) + 1
-        prompt = next((t.prompt for t in self.pi_buffer if list(t.prompt_ids) == ids[:start]), "?")
+        prompt = self.tokenizer.decode(batch.input_ids[row, : int(batch.response_mask[row].int().argmax()) + 1])
         raise NonFiniteError(
             f"A {what} is not finite (step {self.step}, update {self.policy_sgd_step + 1}, --dtype "
             f"{NAMES[self.precision.train]}, prompt {prompt[:80]!r}). Loss scaling cannot mend this: activations or "
             "weights left the dtype's range; try --dtype bf16 or fp32, or a lower --learning-rate."
         )
 
-    def _tally_rollout(self, batch: RolloutBatch, tally: Tally) -> None:
-        info = self.pi_buffer[0].info
+    def _tally_rollout(self, step: Step) -> None:
+        batch, tally = step.batch, step.tally  # every process has all responses, so that the means are of all
         tally.add("train/reward", batch.rewards)
         tally.add("train/response_length", batch.response_mask.sum(1))
-        tally.add("train/truncated", torch.tensor(float(info["actor/no_eos_count"])), count=info["actor/num_data"])
         groups = batch.rewards.view(-1, self.args.num_samples)
         tally.add("train/groups_with_equal_rewards", (groups == groups[:, :1]).all(1).float())
 
     # ------------------------------------------------------------------------------------------------ weights
 
     def sampler_weights(self):
-        """The weights as the sampler gets them: (Hugging Face name, tensor in the sampling dtype), one at a time.
-
-        The learner's own tensors are already the master weights cast to the training dtype; a sampler in another dtype
-        is cast from the FP32 masters, never from a half.
-        """
-        for name, parameter in self.causal_lm.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self.args.zero_stage == 3):
-                if self.precision.sample == self.precision.train:
-                    yield name, parameter.data
-                else:
-                    yield name, safe_get_full_fp32_param(parameter).to(self.precision.sample)
+        """The weights as the sampler gets them: (Hugging Face name, tensor in the sampling dtype), one at a time."""
+        return weights.whole_weights(self.causal_lm, self.precision.sample, self.precision.train)
 
     def sync_params_to_actors(self) -> float:
         """Give the sampler the learner's weights. Returns seconds."""
         started = time.perf_counter()
-        self.actor.engine.load_weights(self.sampler_weights())
+        if self.config.lora.lora_sync == "adapter" and self.peft is not None:
+            tensors = dict(lora.adapter_tensors(self.causal_lm, weights.master, self.precision.sample))
+            with tempfile.TemporaryDirectory() as folder:
+                lora.save_adapter(self.peft, tensors, Path(folder))
+                self.actor.load_adapter(folder)
+        else:
+            self.actor.engine.load_weights(self.sampler_weights())
         if self.args.vllm_sleep and self.pi_beta_version > 0:
             self.actor.engine.wake_up(["kv_cache"])
         self.pi_beta_version += 1
-        self.pi_beta_lags_behind = False
         return time.perf_counter() - started
 
-    def save_model(self, folder) -> None:
-        """Write the policy and its tokenizer in Hugging Face format, in the training dtype."""
-        with deepspeed.zero.GatheredParameters(list(self.causal_lm.parameters()), enabled=self.args.zero_stage == 3):
-            if self.strategy.is_rank_0():
-                self.causal_lm.save_pretrained(folder)
-                self.actor.llm.get_tokenizer().save_pretrained(folder)
+    def save_models(self) -> None:
+        """Write what the options ask for: the model into the run's folder, whole into another, the adapter."""
+        output, first = self.config.output, self.processes.rank == 0
+        dtype = TORCH_DTYPES[output.export_dtype]
+        wanted = [self.log.folder / "model"] if output.save_model else []
+        wanted += [Path(output.export)] if output.export else []
+        for folder in wanted:
+            weights.save_whole(self.causal_lm, self.tokenizer, folder, dtype, self.precision.train, writes=first)
+        if self.peft is not None and output.save_model:
+            tensors = dict(lora.adapter_tensors(self.causal_lm, weights.master, dtype))
+            if first:
+                lora.save_adapter(self.peft, tensors, self.log.folder / "adapter")
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def save_checkpoint(self) -> Path | None:
+        """Write everything that going on needs. Returns the folder, or None if it could not be written: then the run
+        goes on, and the older checkpoints stay."""
+        from learners import training_state
+
+        name = name_of(self.steps_done, self.in_progress.updates_done if self.in_progress else 0)
+        problem = self.checkpoints.write(name, lambda folder: training_state.write(self, folder))
+        if problem is None:
+            return self.checkpoints.folder / name
+        self.log.say(f"WARNING: checkpoint {name} could not be written ({problem}); the run goes on without it.")
+        return None
+
+    def resume(self, checkpoint: Path) -> None:
+        """Take up a checkpoint, and give the sampler its weights.
+
+        Raises:
+            UsageError: it is of another model.
+        """
+        from learners import training_state
+
+        training_state.read(self, checkpoint)
+        self.sync_params_to_actors()
+
+    def counters(self) -> dict[str, int]:
+        names = ("query_step", "policy_sgd_step", "skipped_updates", "prompts_drawn")
+        return {name: getattr(self, name) for name in names}
+
+    def set_counters(self, counters: dict[str, int]) -> None:
+        for name, value in counters.items():
+            setattr(self, name, value)
+
+    def make_moments(self) -> None:
+        """Have AdamW make its moments, which it does at its first update only: an update that changes nothing."""
+        ids = torch.ones(1, 2, dtype=torch.long, device=runtime.device())
+        kept = torch.ones(1, 1, dtype=torch.bool, device=runtime.device())
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        self.engine.train()
+        nothing = self.model(ids, torch.ones_like(ids), logits_to_keep=kept).sum() * 0.0
+        self.strategy.backward(nothing, self.model, self.optimizer)
+        self.strategy.optimizer_step(self.optimizer, self.model, self.scheduler)
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
@@ -406,7 +477,6 @@ class PolicyLearner(PPOLearner):
         """Accuracy on the held-out problems at the current weights; {} if there are none."""
         if not self.eval_prompts:
             return {}
-        assert not self.pi_beta_lags_behind
         started = time.perf_counter()
         _, rewards = self.actor.evaluate(self.eval_prompts, seed=self._seed(step))
         return {"eval/accuracy": float(np.mean(rewards == 1)), "time/evaluate": time.perf_counter() - started}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -41,8 +41,8 @@ class RolloutBatch:
     """(B, L - 1) FP32, the reference model's"""
 
     @classmethod
-    def from_transitions(cls, transitions: Sequence[TransitionData], device: torch.device) -> RolloutBatch:
-        """Pad and stack; the padding token is 0, and never read."""
+    def from_transitions(cls, transitions: Sequence[TransitionData]) -> RolloutBatch:
+        """Pad and stack, on the CPU; the padding token is 0, and never read."""
         rows = [list(t.prompt_ids) + list(t.response_ids) for t in transitions]
         size, length = len(rows), max(map(len, rows))
         input_ids = torch.zeros(size, length, dtype=torch.long)
@@ -56,32 +56,50 @@ class RolloutBatch:
             response_mask[i, response] = True
             mu_logp[i, response] = torch.tensor(t.response_logprobs, dtype=torch.float32)
         return cls(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            response_mask=response_mask.to(device),
-            mu_logp=mu_logp.to(device),
-            rewards=torch.tensor([sum(t.rewards) for t in transitions], dtype=torch.float32, device=device),
-            kept=torch.tensor([bool(t.loss_mask) for t in transitions], device=device),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            response_mask=response_mask,
+            mu_logp=mu_logp,
+            rewards=torch.tensor([sum(t.rewards) for t in transitions], dtype=torch.float32),
+            kept=torch.tensor([bool(t.loss_mask) for t in transitions]),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[RolloutBatch]) -> RolloutBatch:
+        """One batch of several, padded to the longest."""
+        width = max(part.input_ids.shape[1] for part in parts)
+        return cls(
+            **{
+                name: torch.cat([_widen(part.tensors()[name], width - part.input_ids.shape[1]) for part in parts])
+                for name in parts[0].tensors()
+            }
         )
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) tokens of each response with its prompt."""
+        return self.attention_mask.sum(1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, those that are there."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in values.items() if tensor is not None}
+
     def select(self, indices: Tensor) -> RolloutBatch:
         """The responses at ``indices``, without the padding that only the others needed."""
-        length = int(self.attention_mask[indices].sum(1).max())
+        length, full = int(self.lengths[indices].max()), self.input_ids.shape[1]
         parts = {}
-        for field in fields(self):
-            if getattr(self, field.name) is None:
-                continue
-            values = getattr(self, field.name)[indices]
-            full = self.input_ids.shape[1]
-            parts[field.name] = values if values.dim() == 1 else values[:, : length - (full - values.shape[1])]
+        for name, tensor in self.tensors().items():
+            values = tensor[indices]
+            parts[name] = values if values.dim() == 1 else values[:, : length - (full - values.shape[1])]
         return RolloutBatch(**parts)
 
-    def micro_batch_indices(self, size: int) -> tuple[Tensor, ...]:
-        """The responses in micro-batches of ``size``, the shortest first, so that little of each is padding."""
-        return self.attention_mask.sum(1).argsort(stable=True).split(size)
+    def to(self, device: torch.device) -> RolloutBatch:
+        return RolloutBatch(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
-    def micro_batches(self, size: int) -> Iterator[RolloutBatch]:
-        return (self.select(indices) for indices in self.micro_batch_indices(size))
+
+def _widen(tensor: Tensor, by: int) -> Tensor:
+    return tensor if tensor.dim() == 1 else torch.nn.functional.pad(tensor, (0, by))

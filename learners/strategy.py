@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import deepspeed
 import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from oat.algorithms.ppo import PPOArgs
 from oat.model import LLM
 from oat.utils.deepspeed import DeepspeedStrategy, get_optimizer_grouped_parameters
@@ -34,7 +35,8 @@ class PrecisionStrategy(DeepspeedStrategy):
     torch's AdamW, which needs no compiler.
     """
 
-    def __init__(self, args: PPOArgs, precision: Precision):
+    def __init__(self, args: PPOArgs, precision: Precision, offload: str = "none"):
+        args.adam_offload, args.model_offload = offload != "none", offload == "parameters"
         super().__init__(
             seed=args.seed,
             max_norm=args.max_norm,
@@ -59,10 +61,11 @@ class PrecisionStrategy(DeepspeedStrategy):
             model: Oat's wrapper.
             kwargs: ``lr``, ``betas``, ``weight_decay``.
         """
-        if torch.cuda.is_available() or self.adam_offload:
-            return super().create_optimizer(model, **kwargs)
         groups = get_optimizer_grouped_parameters(model.model, kwargs["weight_decay"])
-        return torch.optim.AdamW([group for group in groups if group["params"]], **kwargs)
+        groups = [group for group in groups if group["params"]]
+        if self.adam_offload:
+            return DeepSpeedCPUAdam(groups, **kwargs)
+        return (FusedAdam if torch.cuda.is_available() else torch.optim.AdamW)(groups, **kwargs)
 
     def get_ds_train_config(self, is_wrapped: bool) -> dict:
         """DeepSpeed's configuration for the policy."""

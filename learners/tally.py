@@ -3,7 +3,8 @@
 import math
 
 import torch
-import torch.distributed as dist
+
+from learners.processes import across_processes
 
 
 class Tally:
@@ -39,23 +40,32 @@ class Tally:
         self.maximum(name, -values)
 
     def result(self) -> dict[str, float]:
-        """Means and extremes over all processes (each must have tallied the same names in the same order)."""
+        """Means and extremes over all processes."""
+        whole = self.whole()
+        means = {name: total / max(whole["counts"][name], 1.0) for name, total in whole["sums"].items()}
+        extremes = whole["maxima"].items()
+        return means | {name: -value if name in self.negated else value for name, value in extremes}
+
+    def whole(self) -> dict:
+        """What all processes tallied, as JSON can hold it; each must have tallied the same names, in the same order."""
         sums = torch.tensor([*self.sums.values(), *self.counts.values()], dtype=torch.float64)
         maxima = torch.tensor([*self.maxima.values()], dtype=torch.float64)
         across_processes(sums, "sum")
         across_processes(maxima, "max")
         totals, counts = sums.chunk(2)
-        means = {name: (t / max(c, 1.0)).item() for name, t, c in zip(self.sums, totals, counts, strict=True)}
-        extremes = zip(self.maxima, maxima.tolist(), strict=True)
-        return means | {name: -value if name in self.negated else value for name, value in extremes}
+        return {
+            "sums": dict(zip(self.sums, totals.tolist(), strict=True)),
+            "counts": dict(zip(self.counts, counts.tolist(), strict=True)),
+            "maxima": dict(zip(self.maxima, maxima.tolist(), strict=True)),
+            "negated": sorted(self.negated),
+        }
 
-
-def across_processes(values: torch.Tensor, how: str) -> torch.Tensor:
-    """Reduce a CPU tensor over the processes, in place: ``how`` is "sum" or "max"."""
-    if dist.is_initialized() and dist.get_world_size() > 1 and values.numel():
-        operation = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[how]
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        reduced = values.to(device)
-        dist.all_reduce(reduced, operation)
-        values.copy_(reduced)
-    return values
+    @classmethod
+    def of(cls, whole: dict, empty: bool = False) -> "Tally":
+        """A tally that goes on from `whole`; with ``empty`` it has the same names and nothing in them."""
+        tally = cls()
+        tally.sums = dict.fromkeys(whole["sums"], 0.0) if empty else dict(whole["sums"])
+        tally.counts = dict.fromkeys(whole["counts"], 0.0) if empty else dict(whole["counts"])
+        tally.maxima = dict.fromkeys(whole["maxima"], -math.inf) if empty else dict(whole["maxima"])
+        tally.negated = set(whole["negated"])
+        return tally

@@ -80,43 +80,6 @@ def test_sampling_is_a_function_of_the_seed(learner):
     assert texts[0] == texts[1] != texts[2]
 
 
-def collect_dynamically(learner, max_rounds: int, start: int) -> tuple[list, dict[str, float]]:
-    """Step 1 with dynamic sampling, from a place in the prompts: its transitions and metrics."""
-    options = learner.config.sampling
-    options.dynamic_sampling, options.max_sampling_rounds, learner.prompts_drawn = True, max_rounds, start
-    try:
-        metrics = learner.collect(1)
-    finally:
-        options.dynamic_sampling = False
-    return list(learner.pi_buffer), metrics
-
-
-def test_dynamic_sampling_fills_the_batch_with_prompts_that_teach(learner):
-    size, group = learner.config.sampling.rollout_batch_size, learner.args.num_samples
-    transitions, metrics = collect_dynamically(learner, max_rounds=20, start=64)
-    assert metrics["sampling/rounds"] > 1, "every prompt was mixed at once, so this test shows nothing"
-    assert metrics["sampling/dropped_prompts"] > 0 and metrics["sampling/filled_prompts"] == 0
-    assert learner.prompts_drawn == 64 + metrics["sampling/prompts"]
-    groups = [transitions[i * group : (i + 1) * group] for i in range(size)]
-    assert len(transitions) == size * group
-    assert all(len({t.prompt for t in g}) == 1 and len({sum(t.rewards) for t in g}) > 1 for g in groups)
-    assert len({g[0].prompt for g in groups}) == size
-    assert transitions[0].info["actor/num_data"] == metrics["sampling/prompts"] * group
-
-    resumed, _ = collect_dynamically(learner, max_rounds=20, start=64)
-    assert [t.response_ids for t in resumed] == [t.response_ids for t in transitions], (
-        "a function of (seed, step, place)"
-    )
-
-    short, metrics = collect_dynamically(learner, max_rounds=1, start=64)
-    mixed = size - metrics["sampling/filled_prompts"]
-    assert 0 < mixed < size and len(short) == size * group
-    assert [t.response_ids for t in short[: mixed * group]] == [t.response_ids for t in transitions[: mixed * group]]
-    learned = learner.learn(1)
-    assert learned["train/groups_with_equal_rewards"] == pytest.approx(metrics["sampling/filled_prompts"] / size)
-    learner.sync_params_to_actors()
-
-
 def test_a_truncated_response_earns_nothing(learner):
     prompts = learner.stream.batch(1)[:8]
     limit = learner.actor.sampling_params.max_tokens

@@ -39,12 +39,10 @@ def test_the_sampler_follows_the_learners_experts(learner):
     """Fused names in transformers, packed weights in vLLM: a mistake in either would show as a mismatch."""
     before = learner.causal_lm.model.layers[0].mlp.experts.gate_up_proj.detach().clone()
     mismatch = []
-    for step in (1, 2, 3):
-        learner.collect(step)
-        mismatch.append(learner.learn(step)["mismatch/kl_k3"])
-        if step < 3:
+    for number in (1, 2, 3):
+        mismatch.append(learner.learn(learner.collect(number))["mismatch/kl_k3"])
+        if number < 3:
             learner.sync_params_to_actors()
     assert (learner.causal_lm.model.layers[0].mlp.experts.gate_up_proj - before).abs().max() > 1e-3
     assert max(mismatch) < 1e-8, mismatch  # in FP32, so that a mistake is not taken for rounding
-    learner.collect(4)
-    assert learner.learn(4)["mismatch/kl_k3"] > 1e-4, "a dropped synchronisation shows"
+    assert learner.learn(learner.collect(4))["mismatch/kl_k3"] > 1e-4, "a dropped synchronisation shows"

@@ -1,0 +1,53 @@
+"""The policy as DeepSpeed gets it: a Hugging Face model in the training dtype, with adapters if asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from learners.lora import add_adapters
+from learners.precision import NAMES, NonFiniteError, Precision
+from learners.routers import route_in_fp32
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from learners.config import Config
+
+
+def load_model(config: Config, precision: Precision) -> torch.nn.Module:
+    """The model in the training dtype, checked to fit in it.
+
+    Raises:
+        NonFiniteError: a weight exceeds the dtype's range.
+    """
+    attention = config.model.attn_implementation
+    if attention == "auto":
+        attention = "sdpa" if torch.cuda.is_available() else "eager"
+    model = AutoModelForCausalLM.from_pretrained(
+        config.model_path,
+        dtype=precision.train,
+        attn_implementation=attention,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    model.config.use_cache = False
+    if config.model.router_fp32:
+        route_in_fp32(model)
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise NonFiniteError(
+                f"The weight {name} of {config.model.model} is not finite in {NAMES[precision.train]}: it exceeds the "
+                "range of that dtype; use --dtype bf16 or fp32 for this model."
+            )
+    return model
+
+
+def with_adapters(model: torch.nn.Module, config: Config) -> PeftModel | None:
+    """Put in what the options ask for; None if nothing.
+
+    Raises:
+        ValueError: the model has no layer of a name in ``--lora-targets``.
+    """
+    return add_adapters(model, config.lora) if config.lora.lora_rank > 0 else None
