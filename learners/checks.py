@@ -263,7 +263,7 @@ def _check_folder(option: str, folder: Path) -> None:
 
 # Options that may be others when a run goes on; any other change would make it another run.
 MAY_CHANGE = {
-    "output", "trust_remote_code", "attn_implementation", "gradient_checkpointing", "vllm_gpu_ratio",
+    "output", "preset", "trust_remote_code", "attn_implementation", "gradient_checkpointing", "vllm_gpu_ratio",
     "vllm_sleep_level", "tensor_parallel", "enforce_eager", "enable_prefix_caching", "micro_batch_size",
     "micro_batch_tokens", "zero_stage", "offload", "cpu_half", "lora_sync", "eval_steps",
 }  # fmt: skip

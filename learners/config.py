@@ -39,6 +39,14 @@ DEFAULTS_BY_MODEL = {
 
 
 @dataclass
+class OriginOptions:
+    """Where the options come from that are not given."""
+
+    preset: str | None = None
+    """an experiment by name, whose values fill in what is not given; `train.py --list-presets` shows them all"""
+
+
+@dataclass
 class PrecisionOptions:
     """The one choice this project is about, and FP16's loss scaling."""
 
@@ -280,8 +288,7 @@ class Config:
     With no option it trains the embedded model on the embedded task on whatever device is there.
     """
 
-    preset: str | None = None
-    """an experiment by name: its values fill in what is not given here; `train.py --list-presets` shows all"""
+    origin: OriginOptions = field(default_factory=OriginOptions)
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     task: TaskOptions = field(default_factory=TaskOptions)
@@ -327,7 +334,7 @@ class Config:
     @property
     def groups(self) -> list:
         """The dataclasses of options, in the order of --help."""
-        return [group for group in vars(self).values() if dataclasses.is_dataclass(group)]
+        return list(vars(self).values())
 
     def has(self, name: str) -> bool:
         """Whether one of the groups holds an option of that name."""
@@ -359,7 +366,7 @@ class Config:
         precision.train_dtype = precision.train_dtype or precision.dtype
         precision.sample_dtype = precision.sample_dtype or precision.dtype
         if self.output.name is None:
-            self.output.name = f"{self.preset or self.task.task}-{self.objective.objective}-{precision.label}"
+            self.output.name = f"{self.origin.preset or self.task.task}-{self.objective.objective}-{precision.label}"
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -394,10 +401,10 @@ def complete(config: Config, arguments: list[str]) -> Config:
     Raises:
         UsageError: as in `parse`.
     """
-    if config.preset is not None:
+    if config.origin.preset is not None:
         named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")}
         chosen = {name: getattr(*config.option(name)) for name in named if config.has(name)}
-        for name, value in fill_in(config.preset, chosen).items():
+        for name, value in fill_in(config.origin.preset, chosen).items():
             setattr(*config.option(name), value)
     asked_for = dataclasses.asdict(config)
     config.resolve()

@@ -60,7 +60,7 @@ def main(words: list[str]) -> int:
 
 def machines(config: Config, arguments: Arguments) -> tuple[int, int]:
     """GPUs of a node, and nodes."""
-    wanted = PRESETS[config.preset].processes if config.preset else 8
+    wanted = PRESETS[config.origin.preset].processes if config.origin.preset else 8
     gpus = arguments.gpus_per_node or min(wanted, 8)
     return gpus, arguments.nodes or -(-wanted // gpus)
 
@@ -204,7 +204,7 @@ def launch_script(config: Config, settings: dict[str, object], words: list[str],
     if not with_test:
         lines += ["trainer.val_before_train=False", "trainer.test_freq=-1"]
     return LAUNCH.format(
-        experiment=config.preset or config.output.name,
+        experiment=config.origin.preset or config.output.name,
         verl=VERL,
         words=shlex.join("OUT" if word == words[-1] else word for word in words),
         differences="\n".join(f"# - {line}" for line in differences(config)),

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from learners import checks
-from learners.config import Config, parse
+from learners.config import parse
 from learners.objectives import OBJECTIVES
 from learners.presets import BELONGS_TO, PRESETS, fill_in
 from tasks.errors import UsageError
@@ -37,12 +37,7 @@ def compose(name, *arguments, monkeypatch=None):
 
 
 def values(config):
-    return {
-        option: value
-        for group in dataclasses.asdict(config).values()
-        if isinstance(group, dict)
-        for option, value in group.items()
-    }
+    return {option: value for group in dataclasses.asdict(config).values() for option, value in group.items()}
 
 
 def as_arguments(options):
@@ -55,8 +50,8 @@ def test_a_preset_is_the_same_as_its_options_on_the_command_line(name, monkeypat
     """So that every value has passed the command line's own types."""
     by_name = compose(name, monkeypatch=monkeypatch).to_dict()
     by_hand = parse([*as_arguments(PRESETS[name].options), *NEEDED.get(name, [])]).to_dict()
-    assert by_name.pop("preset") == name
-    assert by_hand.pop("preset") is None
+    assert by_name.pop("origin") == {"preset": name}
+    assert by_hand.pop("origin") == {"preset": None}
     assert by_name["output"].pop("name").startswith(name)
     by_hand["output"].pop("name")
     assert by_name == by_hand
@@ -117,7 +112,8 @@ def test_refused_with_one_sentence(arguments, part):
 
 def test_tiny_is_what_no_option_is():
     tiny, nothing = parse(["--preset=tiny"]).to_dict(), parse([]).to_dict()
-    tiny.pop("preset"), nothing.pop("preset"), tiny["output"].pop("name"), nothing["output"].pop("name")
+    assert (tiny.pop("origin"), nothing.pop("origin")) == ({"preset": "tiny"}, {"preset": None})
+    assert tiny["output"].pop("name").startswith("tiny-") and nothing["output"].pop("name")
     assert tiny == nothing
 
 
@@ -151,7 +147,3 @@ def test_list_presets_is_a_table_of_all():
     for row, preset in zip(rows, PRESETS.values(), strict=True):
         assert preset.options.get("model", "--model DIR") in row
         assert preset.hardware in row
-
-
-def test_config_has_a_place_for_the_preset():
-    assert Config().preset is None
