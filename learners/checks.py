@@ -290,6 +290,7 @@ def _check_going_on(config: Config, folder: Path) -> None:
         written = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{where} holds a {CONFIG} that cannot be read ({error}); name a new folder.") from error
+    require("precision" in written, f"{where} holds a {CONFIG} that is no run's; name a new folder.")
     for group, options in config.to_dict().items():
         for name, value in options.items():
             before = written.get(group, {}).get(name)

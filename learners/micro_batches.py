@@ -17,7 +17,7 @@ def deal(lengths: Tensor, processes: int, *, size: int | None = None, tokens: in
 
     Args:
         lengths: (N,) tokens of each response with its prompt.
-        processes: how many there are; at most N.
+        processes: how many there are; N is a multiple of it.
         size: responses in each micro-batch, or
         tokens: most tokens in each, padding included, of which at most a tenth is padding; a response that is longer
             stands alone.
@@ -30,7 +30,9 @@ def deal(lengths: Tensor, processes: int, *, size: int | None = None, tokens: in
     cuts = list(order.split(size)) if tokens is None else _cut_by_tokens(order, lengths, tokens)
     while len(cuts) % processes:
         cuts = _halve_the_largest(cuts, lengths)
-    return [cuts[process::processes] for process in range(processes)]
+    rounds = [cuts[i : i + processes] for i in range(0, len(cuts), processes)]
+    rounds = [each if i % 2 == 0 else each[::-1] for i, each in enumerate(rounds)]  # nobody always gets the larger one
+    return [list(own) for own in zip(*rounds, strict=True)]
 
 
 def padding_share(cuts: list[Tensor], lengths: Tensor) -> float:
@@ -57,6 +59,6 @@ def _cut_by_tokens(order: Tensor, lengths: Tensor, tokens: int) -> list[Tensor]:
 def _halve_the_largest(cuts: list[Tensor], lengths: Tensor) -> list[Tensor]:
     sizes = [len(cut) * int(lengths[cut].max()) if len(cut) > 1 else 0 for cut in cuts]
     largest = max(range(len(cuts)), key=sizes.__getitem__)
-    assert sizes[largest] > 0, "fewer responses than processes"
+    assert sizes[largest] > 0, "the responses are no multiple of the processes"
     cut = cuts[largest]
     return [*cuts[:largest], cut[: len(cut) // 2], cut[len(cut) // 2 :], *cuts[largest + 1 :]]

@@ -66,19 +66,6 @@ def reference_gflops() -> float:
     return 2 * 2048**3 / median(times[1:]) / 1e9
 
 
-class Silent:
-    """A run log that keeps nothing."""
-
-    folder = Path(tempfile.gettempdir())
-    max_steps = None
-
-    def say(self, line: str) -> None:
-        pass
-
-    def samples(self, *_) -> None:
-        pass
-
-
 def run_ours(spec: dict) -> dict:
     """Time steps of this project: the whole of each, its parts, and raw vLLM on the same prompts."""
     import torch
@@ -89,13 +76,14 @@ def run_ours(spec: dict) -> dict:
     config = parse(spec["arguments"])
     task, prompts, eval_prompts = train.load_task(config)
     train.prepare(config)
-    learner = train.build(config, task, prompts, eval_prompts, Silent())
-    from learners.rollout import RolloutBatch
+    from learners.run_log import NoLog
 
+    learner = train.build(config, task, prompts, eval_prompts, NoLog(Path(tempfile.gettempdir())))
     rows = []
     for step in range(1, spec["steps"] + 2):
         started = time.perf_counter()
-        times = learner.collect(step)
+        sampled = learner.collect(step)
+        times = dict(sampled.times)
         collected = time.perf_counter()
         if spec.get("raw"):  # what actor.step adds to it, on the same prompts and with the same seed
             torch.manual_seed(learner._seed(step))
@@ -103,11 +91,11 @@ def run_ours(spec: dict) -> dict:
             learner.actor.generate([p.token_ids for p in learner.stream.batch(step)], learner.actor.sampling_params)
             times["raw"] = time.perf_counter() - raw_started
         learn_started = time.perf_counter()
-        learner.learn(step)
+        learner.learn(sampled)
         times |= {"learn": time.perf_counter() - learn_started, "actor": collected - started}
         times["sync"] = learner.sync_params_to_actors()
         times["step"] = times["actor"] + times["learn"] + times["sync"]
-        batch = RolloutBatch.from_transitions(learner.pi_buffer, torch.device("cpu"))
+        batch = sampled.batch
         passes = 4 / 3 if learner.objective.needs_pi_old else 1
         times["gflops"] = passes * training_flops(learner.causal_lm, batch) / times["learn"] / 1e9
         times["tokens"] = int(batch.attention_mask.sum())

@@ -83,6 +83,13 @@ REFUSED = {
     "scaling without FP16": (["--dtype", "bf16", "--loss-scale", "8"], "--loss-scale belongs to FP16"),
     "fixed and dynamic scale": (["--loss-scale", "8", "--hysteresis", "3"], "--hysteresis belongs to dynamic scaling"),
     "minimum above start": (["--min-loss-scale", "4", "--initial-scale-power", "1"], "--min-loss-scale 4"),
+    "two ways to cut": (["--micro-batch-size", "8", "--micro-batch-tokens", "900"], "two ways to cut an update"),
+    "too few tokens": (["--micro-batch-tokens", "55"], "cannot hold one response"),
+    "an engine of two processes": (["--tensor-parallel", "2"], "--tensor-parallel 2 does not divide"),
+    "parameters offloaded at stage 2": (["--offload", "parameters"], "--offload parameters needs --zero-stage 3"),
+    "targets without adapters": (["--lora-targets", "q_proj"], "--lora-targets is not used without --lora-rank"),
+    "negative rank": (["--lora-rank", "-1"], "--lora-rank is -1"),
+    "no checkpoint kept": (["--keep", "0"], "--keep is 0"),
     "no group": (["--num-samples", "1", "--train-batch-size", "64"], "--num-samples 1"),
     "negative rate": (["--learning-rate", "-1"], "--learning-rate is -1"),
     "zero temperature": (["--temperature", "0"], "--temperature is 0"),
@@ -156,14 +163,72 @@ def test_a_folder_that_is_no_model(tmp_path):
         parse(["--model", str(model)])
 
 
-def test_output_folder_that_holds_a_run_or_cannot_be_written(tmp_path):
+def test_output_folders_that_cannot_be_written_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for option in ("--output-dir", "--export"):
+        with pytest.raises(UsageError, match="is a file"):
+            parse([option, str(tmp_path / "file")])
+        with pytest.raises(UsageError, match="cannot be written"):
+            parse([option, "/proc/no/such/run"])
+    with pytest.raises(UsageError, match="is not empty"):
+        parse(["--export", str(tmp_path)])
+
+
+def a_run(folder, status: str | None, arguments: list[str]):
+    """A folder as a run leaves it, as far as the command line looks."""
+    (folder / "config.json").write_text(json.dumps(parse(arguments).to_dict()))
+    if status is not None:
+        (folder / "summary.json").write_text(json.dumps({"status": status}))
+    return ["--output-dir", str(folder)]
+
+
+@pytest.mark.parametrize("status", [None, "stopped", "interrupted", "failed"])
+def test_an_unfinished_run_goes_on_with_the_same_options_only(tmp_path, status):
+    here = a_run(tmp_path, status, ["--seed", "3"])
+    assert parse([*here, "--seed", "3", "--zero-stage", "3", "--save-every", "7"]).training.seed == 3
+    with pytest.raises(UsageError, match="holds an unfinished run with --seed 3, not 4"):
+        parse([*here, "--seed", "4"])
+    with pytest.raises(UsageError, match="already holds an unfinished run"):
+        parse([*here, "--seed", "3", "--resume", "never"])
+
+
+def test_a_finished_run_or_a_foreign_folder_is_left_alone(tmp_path):
+    here = a_run(tmp_path, "finished", [])
+    with pytest.raises(UsageError, match="already holds a finished run"):
+        parse(here)
+    (tmp_path / "summary.json").unlink()
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match="already holds a run"):
-        parse(["--output-dir", str(tmp_path)])
-    with pytest.raises(UsageError, match="is a file"):
-        parse(["--output-dir", str(tmp_path / "config.json")])
-    with pytest.raises(UsageError, match="cannot be written"):
-        parse(["--output-dir", "/proc/no/such/run"])
+    with pytest.raises(UsageError, match="is no run's"):
+        parse(here)
+
+
+def test_a_checkpoint_that_is_named_must_be_one_and_the_newest_of_its_run(tmp_path):
+    with pytest.raises(UsageError, match="is no checkpoint"):
+        parse(["--resume", str(tmp_path)])
+    here = a_run(tmp_path, "stopped", [])
+    for name in ("step-000005", "step-000010"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "manifest.json").write_text("{}")
+    assert parse([*here, "--resume", str(tmp_path / "checkpoints" / "step-000010")])
+    with pytest.raises(UsageError, match="is not the newest checkpoint"):
+        parse([*here, "--resume", str(tmp_path / "checkpoints" / "step-000005")])
+    other = ["--output-dir", str(tmp_path / "other")]
+    assert parse([*other, "--resume", str(tmp_path / "checkpoints" / "step-000005")])
+
+
+def test_batches_must_divide_among_the_processes(monkeypatch):
+    several = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in several.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    with pytest.raises(UsageError, match="--rollout-batch-size 64 does not divide among 3 processes"):
+        parse([])
+    with pytest.raises(UsageError, match="--train-batch-size 128 does not divide among 3"):
+        parse(["--rollout-batch-size", "48"])
+    fitting = ["--rollout-batch-size", "48", "--train-batch-size", "192"]
+    assert parse(fitting)
+    with pytest.raises(UsageError, match="--tensor-parallel 2 does not divide the 3 process"):
+        parse([*fitting, "--tensor-parallel", "2"])
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_rollout_batch_places_everything_where_it_belongs():
         SimpleNamespace(**long, rewards=[0, 0, 1.0], loss_mask=True),
         SimpleNamespace(**short, rewards=[0.5], loss_mask=False),
     ]
-    made = RolloutBatch.from_transitions(rows, torch.device("cpu"))
+    made = RolloutBatch.from_transitions(rows)
     assert made.input_ids.tolist() == [[5, 6, 7, 8, 9], [4, 3, 0, 0, 0]]
     assert made.attention_mask.tolist() == [[1] * 5, [1, 1, 0, 0, 0]]
     assert made.response_mask.int().tolist() == [[0, 1, 1, 1], [1, 0, 0, 0]]
@@ -169,19 +169,18 @@ def test_rollout_batch_places_everything_where_it_belongs():
     assert alone.response_mask.tolist() == [[True]]
 
 
-def test_micro_batches_hold_every_response_once_and_sort_by_length():
-    rng = np.random.default_rng(0)
-    rows = [
-        SimpleNamespace(
-            prompt_ids=[1, 2], response_ids=[3] * n, response_logprobs=[-1.0] * n, rewards=[float(i)], loss_mask=True
+def test_batches_are_put_together_in_order_padded_to_the_longest():
+    def one(response: list[int]):
+        row = SimpleNamespace(
+            prompt_ids=[1],
+            response_ids=response,
+            response_logprobs=[-1.0] * len(response),
+            rewards=[1.0],
+            loss_mask=True,
         )
-        for i, n in enumerate(rng.integers(1, 30, 21))
-    ]
-    batch = RolloutBatch.from_transitions(rows, torch.device("cpu"))
-    parts = list(batch.micro_batches(4))
-    assert [len(part) for part in parts] == [4, 4, 4, 4, 4, 1]
-    assert sorted(torch.cat([part.rewards for part in parts]).tolist()) == list(range(21))
-    longest = [int(part.attention_mask.sum(1).max()) for part in parts]
-    assert longest == sorted(longest)
-    padded = sum(part.input_ids.numel() for part in parts)
-    assert batch.attention_mask.sum() > 0.8 * padded
+        return RolloutBatch.from_transitions([row])
+
+    made = RolloutBatch.concatenate([one([2]), one([3, 4, 5])])
+    assert made.input_ids.tolist() == [[1, 2, 0, 0], [1, 3, 4, 5]]
+    assert made.response_mask.int().tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert made.lengths.tolist() == [2, 4]

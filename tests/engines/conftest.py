@@ -12,9 +12,9 @@ def built_learner(folder, *arguments: str):
     config = parse([*arguments, f"--output-dir={folder}", "--wandb=disabled"])
     task, prompts, eval_prompts = train.load_task(config)
     train.prepare(config)
-    from learners.run_log import RunLog
+    from learners.run_log import RunLog, default_folder
 
-    learner = train.build(config, task, prompts, eval_prompts, RunLog(config))
+    learner = train.build(config, task, prompts, eval_prompts, RunLog(config, default_folder(config)))
     yield learner
-    learner.actor.engine.close()
+    learner.close()
     task.close()

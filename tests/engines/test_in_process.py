@@ -22,8 +22,7 @@ def learner(tmp_path_factory):
 
 def one_step(learner, sync: bool = True) -> dict[str, float]:
     learner.tests_step += 1
-    learner.collect(learner.tests_step)
-    metrics = learner.learn(learner.tests_step)
+    metrics = learner.learn(learner.collect(learner.tests_step))
     if sync:
         learner.sync_params_to_actors()
     return metrics
@@ -97,7 +96,7 @@ def test_forward_passes_are_as_many_as_the_objective_needs(learner):
 
     counted = []
     hook = learner.causal_lm.get_decoder().register_forward_hook(lambda *_: counted.append(1))
-    micro_batches = learner.config.sequences_per_step // learner.args.train_batch_size_per_device
+    micro_batches = learner.config.sequences_per_step // learner.config.training.micro_batch_size
     try:
         for name, made in OBJECTIVES.items():
             learner.objective, learner.thresholds = made, {}
@@ -114,11 +113,7 @@ def zero_share(learner, scale: float, factor: float) -> float:
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.utils import safe_get_full_grad
 
-    from actors import runtime
-    from learners.rollout import RolloutBatch
-
-    learner.collect(1)
-    batch = RolloutBatch.from_transitions(list(learner.pi_buffer)[:16], runtime.device())
+    batch = learner.collect(1).batch.select(torch.arange(16))
     before, learner.optimizer.loss_scaler = learner.optimizer.loss_scaler, LossScaler(scale)
     try:
         learner.engine.train()
@@ -148,13 +143,13 @@ def test_small_gradients_underflow_in_fp16_and_scaling_brings_them_back(learner)
 def test_a_weight_that_is_not_finite_stops_the_run_and_names_the_prompt(learner):
     from learners.precision import NonFiniteError
 
-    learner.collect(1)
+    step = learner.collect(1)
     weight = next(iter(learner.causal_lm.parameters()))
     kept = weight.data.clone()
     weight.data[:] = float("inf")
     try:
         with pytest.raises(NonFiniteError, match=r"--dtype fp16, prompt '\d+\+\d+='"):
-            learner.learn(1)
+            learner.learn(step)
     finally:
         weight.data.copy_(kept)
 

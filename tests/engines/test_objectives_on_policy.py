@@ -1,5 +1,7 @@
 """Every objective at an on-policy step with both real engines in FP32, where there is nothing to correct."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -20,10 +22,9 @@ def learner(tmp_path_factory):
 @pytest.fixture(scope="module")
 def first_updates(learner):
     """Metrics of each objective's only update, each from the same weights and on the same responses."""
-    from learners.advantages import ADVANTAGES
+    from learners.step import Step
 
-    learner.collect(1)
-    transitions = list(learner.pi_buffer)
+    sampled = learner.collect(1).batch
     for group in learner.optimizer.param_groups:  # nothing is changed by the update
         group["lr"] = 0.0
     for rate in range(len(learner.scheduler.base_lrs)):
@@ -32,9 +33,7 @@ def first_updates(learner):
     for name, made in OBJECTIVES.items():
         chosen = defaults(name, "oat")
         learner.objective, learner.thresholds = made, {key: chosen[key] for key in made.thresholds}
-        learner.advantage = ADVANTAGES["group-mean"]
-        learner.pi_buffer.extend(transitions)
-        metrics[name] = learner.learn(1)
+        metrics[name] = learner.learn(Step(1, replace(sampled, old_logp=None), times={}))
     return metrics
 
 
@@ -66,10 +65,9 @@ def test_the_head_in_fp32_is_what_the_learner_uses(learner):
 
 def test_log_probabilities_are_fp32_all_the_way(learner, first_updates):
     """What the sampler reports, rounded to BF16 on its way to the metric, shows at once."""
-    learner.collect(1)
-    for transition in learner.pi_buffer:
-        transition.response_logprobs = torch.tensor(transition.response_logprobs).bfloat16().tolist()
-    rounded, clean = learner.learn(1), first_updates["reinforce"]
+    step = learner.collect(1)
+    step.batch.mu_logp = step.batch.mu_logp.bfloat16().float()
+    rounded, clean = learner.learn(step), first_updates["reinforce"]
     assert clean["mismatch/abs_log_ratio_mean"] < 1e-5
     assert rounded["mismatch/abs_log_ratio_mean"] > 1e-4
     assert rounded["mismatch/kl_k3"] > 100 * clean["mismatch/kl_k3"]
