@@ -61,7 +61,7 @@ AUTHORS_GPUS = Block(
     {
         "zero_stage": 2,
         "gradient_checkpointing": True,
-        "vllm_sleep": True,
+        "vllm_sleep_level": 1,
         "enable_prefix_caching": True,
         "num_prompt_epoch": 2000,  # until it is stopped, or --max-steps
         "eval_temperature": 0.6,
@@ -110,7 +110,7 @@ LARGE = (
             "prompt_template": "qwen_math",
             "zero_stage": 3,
             "gradient_checkpointing": True,
-            "vllm_sleep": True,
+            "vllm_sleep_level": 1,
             "vllm_gpu_ratio": 0.6,
         },
     ),

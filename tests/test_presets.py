@@ -31,8 +31,12 @@ def no_hub(monkeypatch):
 
 
 def compose(name, *arguments, monkeypatch=None):
-    if monkeypatch:
+    if monkeypatch and PRESETS[name].processes > 1:
+        for variable in ("RANK", "LOCAL_RANK"):
+            monkeypatch.setenv(variable, "0")
         monkeypatch.setenv("WORLD_SIZE", str(PRESETS[name].processes))
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", "29500")
     return parse([f"--preset={name}", *NEEDED.get(name, []), *arguments])
 
 
