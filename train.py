@@ -46,9 +46,9 @@ def load_task(config: Config):
         UsageError: the data or the tokenizer will not do.
     """
     from tasks.prompts import PromptStream, build_prompts, load_tokenizer
-    from tasks.task import TASKS
+    from tasks.registry import TASKS
 
-    task = TASKS[config.task.task](config)
+    task = TASKS[config.task.task].build(config)
     tokenizer = load_tokenizer(config.model_path, config.model.trust_remote_code)
     limit = config.task.prompt_max_length
     prompts, dropped = build_prompts(task.train, task.template, tokenizer, limit)
@@ -168,7 +168,7 @@ def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None =
         enable_prefix_caching=sampling.enable_prefix_caching,
         trust_remote_code=config.model.trust_remote_code,
     )
-    learner.attach(MathActor(args, engine, task.grade, task.template.stop))
+    learner.attach(MathActor(args, engine, task.grade, task.template.stop, task.timeouts))
     marks["sampler"] = time.perf_counter()
     return learner
 

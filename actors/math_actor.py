@@ -56,6 +56,7 @@ class MathActor(PPOActor):
         engine: the sampler.
         grade: the task's grader.
         stop: strings that end a response and stay in it.
+        timeouts: answers so far that the grader ran out of time on.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class MathActor(PPOActor):
         engine: SamplingEngine,
         grade: Callable[[list[str], list[str]], list[float]],
         stop: tuple[str, ...] = (),
+        timeouts: Callable[[], int] = lambda: 0,
     ):
         super().__init__(ipc_server=None, vllm_args={}, args=args)
         self.engine, self.llm = engine, engine.llm
         self.oracle, self.oracle_batch_size = TaskOracle(grade), args.oracle_batch_size
+        self.timeouts = timeouts
         self.ipc_client = PassThrough()
         self.adapter: LoRARequest | None = None
         stopping = {"stop": list(stop), "include_stop_str_in_output": True} if stop else {}
@@ -106,15 +109,18 @@ class MathActor(PPOActor):
         """Oat's `step`, seeded.
 
         Returns:
-            One transition per response, the responses of a prompt next to each other; ``info`` holds Oat's
-            ``actor/generate_time`` and ``actor/verify_time``, seconds.
+            One transition per response, the responses of a prompt next to each other; ``info``, one for all, holds
+            Oat's ``actor/generate_time`` and ``actor/verify_time``, seconds, and ``reward/timeouts``, a count.
         """
         torch.manual_seed(seed)
-        return self.step(
+        before = self.timeouts()
+        transitions = self.step(
             [prompt.question for prompt in prompts],
             [prompt.token_ids for prompt in prompts],
             [prompt.reference for prompt in prompts],
         )
+        transitions[0].info["reward/timeouts"] = self.timeouts() - before
+        return transitions
 
     def evaluate(self, prompts: list[Prompt], seed: int) -> tuple[list[list[str]], np.ndarray]:
         """Sample ``eval_n`` responses of each prompt and grade them.

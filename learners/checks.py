@@ -13,6 +13,7 @@ from learners.objectives import OBJECTIVES, THRESHOLDS
 from learners.run_files import CHECKPOINTS, CONFIG, MANIFEST, SUMMARY
 from tasks.arithmetic.problems import LEVELS
 from tasks.errors import UsageError, require
+from tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from learners.config import Config
@@ -213,10 +214,11 @@ def _check_objective(config: Config, asked_for: dict) -> None:
 
 def _check_task(config: Config) -> None:
     task = config.task
-    if task.task == "math":
-        require(task.data is not None, "--task math needs --data: a hub name, a folder or a .jsonl file.")
+    needs_data = TASKS[task.task].needs_data
+    if needs_data is not None:
+        require(bool(task.data), f"--task {task.task} needs --data: {needs_data}.")
     else:
-        require(task.data is None, f"--data is not used by --task {task.task}; add --task math to train on it.")
+        require(not task.data, f"--data is not used by --task {task.task}; add --task math to train on it.")
         require(task.eval_data is None, f"--eval-data is not used by --task {task.task}; leave it out.")
         require(
             not config.is_embedded or task.prompt_template == "no",
@@ -227,6 +229,12 @@ def _check_task(config: Config) -> None:
             bool(task.arithmetic_levels) and not unknown,
             f"--arithmetic-levels takes one or more of {', '.join(map(str, LEVELS))}.",
         )
+    if task.data_weights:
+        require(
+            len(task.data_weights) == len(task.data),
+            f"--data names {len(task.data)} sources and --data-weights {len(task.data_weights)}; give each a weight.",
+        )
+        require(all(weight > 0 for weight in task.data_weights), "--data-weights must all be greater than 0.")
     require(
         config.evaluation.eval_temperature > 0 or config.evaluation.eval_n == 1,
         "--eval-n above 1 at --eval-temperature 0 would sample the same greedy response again; set a temperature.",

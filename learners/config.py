@@ -19,6 +19,8 @@ from learners.objectives import OBJECTIVES, RECIPES, defaults
 from learners.presets import fill_in
 from tasks.arithmetic.model import CHECKPOINT
 from tasks.arithmetic.problems import EMBEDDED_LEVELS
+from tasks.registry import TASKS
+from tasks.templates import TEMPLATES
 
 EMBEDDED = "embedded"
 
@@ -99,22 +101,25 @@ class ModelOptions:
 class TaskOptions:
     """What is learned: prompts, references and the reward."""
 
-    task: Literal["arithmetic", "math"] = "arithmetic"
-    """arithmetic is embedded; math is any dataset with a question and an answer column"""
-    data: str | None = None
-    """math only: hub name, local folder, or a .jsonl, .json, .parquet or .csv file"""
+    task: Literal[tuple(TASKS)] = "arithmetic"
+    """arithmetic is embedded; math any dataset; sanity a set of partly solved problems; others: docs/tasks.md"""
+    data: tuple[str, ...] = ()
+    """not arithmetic: one or more of hub name (NAME or NAME:CONFIGURATION), folder, .jsonl, .json, .parquet, .csv file;
+    reasoning-gym: a generator"""
+    data_weights: tuple[float, ...] = ()
+    """shares of several --data in an epoch, as 2 1; as much as the scarcest allows (default: all of each, once)"""
     eval_data: str | None = None
-    """math only: where evaluation problems come from (default: the test split of --data, if it has one)"""
+    """math, sanity: where evaluation problems come from (default for math: the test split of --data, if it has one)"""
     input_key: str = "problem"
-    """math only: column of the question"""
+    """math, sanity: column of the question; "outer.inner" is a field within one"""
     output_key: str = "answer"
-    """math only: column of the reference answer"""
-    prompt_template: Literal["no", "qwen_math", "r1", "chat"] | None = None
-    """how a question becomes a prompt (default: no for arithmetic, chat for math)"""
+    """math, sanity: column of the reference answer, likewise"""
+    prompt_template: Literal[tuple(TEMPLATES)] | None = None
+    """how a question becomes a prompt (default: arithmetic no, math chat, sanity its card's, reasoning-gym r1)"""
     prompt_max_length: int | None = None
     """longer prompts are dropped, and counted; tokens (embedded model: 32, else 1024)"""
     train_problems: int = 2048
-    """arithmetic only: number of training problems"""
+    """arithmetic, reasoning-gym: number of training problems"""
     arithmetic_levels: tuple[int, ...] = EMBEDDED_LEVELS
     """arithmetic only: which additions; 0: one digit each, 1: two, 2: three and two, 3: three"""
 
@@ -345,7 +350,7 @@ class Config:
         return next(group for group in self.groups if name in vars(group)), name
 
     def resolve(self) -> None:
-        """Fill in every option that was left to the model or to the objective. Nothing is read or written."""
+        """Fill in every option that was left to the model, the task or the objective. At most a card.json is read."""
         for path, (embedded, real) in DEFAULTS_BY_MODEL.items():
             group, name = path.split(".")
             if getattr(getattr(self, group), name) is None:
@@ -356,7 +361,7 @@ class Config:
             self.lora.lora_alpha = 2.0 * self.lora.lora_rank
         self.output.export_dtype = self.output.export_dtype or self.precision.train_dtype or self.precision.dtype
         if self.task.prompt_template is None:
-            self.task.prompt_template = "no" if self.task.task == "arithmetic" else "chat"
+            self.task.prompt_template = TASKS[self.task.task].template(self.task)
         if self.sampling.max_sampling_rounds is None and self.sampling.dynamic_sampling:
             self.sampling.max_sampling_rounds = 10
         for name, default in defaults(self.objective.objective, self.objective.recipe).items():

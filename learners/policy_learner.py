@@ -193,6 +193,8 @@ class PolicyLearner(PPOLearner):
         times["throughput/sample_tokens_per_s"] = batch.response_mask.sum().item() / sample
         if self.config.sampling.overlong_buffer:
             times["train/overlong_punishment"] = punishment.mean().item()
+        counted = torch.tensor([float(info["reward/timeouts"] * self.processes.first_of_engine)])
+        times["reward/timeouts"] = across_processes(counted, "sum").item()
         step = Step(number, batch, times)
         step.tally.add("train/truncated", torch.tensor(float(info["actor/no_eos_count"])), count=info["actor/num_data"])
         return step

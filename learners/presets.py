@@ -71,7 +71,7 @@ MATH_12K = (
     Block(OAT_CODE, {"prompt_max_length": 1024, "generate_max_length": 3000, "eval_steps": 50}),
     Block(
         f"{OURS}: public copies of the 12,000 problems of MATH outside MATH-500, and of MATH-500",
-        {"task": "math", "data": "rasbt/math_full_minus_math500", "eval_data": "HuggingFaceH4/MATH-500"},
+        {"task": "math", "data": ("rasbt/math_full_minus_math500",), "eval_data": "HuggingFaceH4/MATH-500"},
     ),
 )
 QWEN_MATH_LORA = (
@@ -161,7 +161,7 @@ PRESETS: dict[str, Preset] = {
                 {
                     "model": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
                     "task": "sanity",
-                    "data": "sail/Sanity-Test-R1D-1.5B",
+                    "data": ("sail/Sanity-Test-R1D-1.5B",),
                     "prompt_template": "r1_distill_qwen",
                     "vllm_gpu_ratio": 0.6,
                     "eval_steps": 16,

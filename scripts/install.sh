@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds .venv from pyproject.toml with uv: bash scripts/install.sh [cpu|cuda] [test] [trl]
+# Builds .venv from pyproject.toml with uv: bash scripts/install.sh [cpu|cuda] [test] [trl] [reasoning-gym]
 #
 # Without cpu or cuda it takes cuda where an NVIDIA GPU answers. Further words name optional extras of pyproject.toml.
 # Quick and silent when nothing is to do. PYTHON names the interpreter to use (default: python3.11, 3.12 or python3).
@@ -13,8 +13,8 @@ extras=()
 for word in "$@"; do
     case "$word" in
         cpu | cuda) device="$word" ;;
-        test | trl) extras+=("$word") ;;
-        *) fail "'$word' is not cpu, cuda, test or trl." ;;
+        test | trl | reasoning-gym) extras+=("$word") ;;
+        *) fail "'$word' is not cpu, cuda, test, trl or reasoning-gym." ;;
     esac
 done
 if [ -z "$device" ]; then

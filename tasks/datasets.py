@@ -1,88 +1,166 @@
-"""Reading questions and answers from a hub dataset, a local folder or a file."""
+"""Reading questions and references from a hub dataset, a local folder or a file."""
 
 import csv
 import json
+import re
+import threading
 from pathlib import Path
 
-from tasks.errors import UsageError
+from tasks.answers.equality import ALTERNATIVES
+from tasks.boxed import last_boxed
+from tasks.errors import UsageError, require
 from tasks.task import Example
+
+HUB_PATIENCE_S = 3.0
 
 
 def read_questions(
-    source: str, input_key: str, output_key: str, split: str, flag: str, optional: bool = False
+    source: str,
+    input_key: str,
+    output_key: str,
+    split: str,
+    flag: str,
+    optional: bool = False,
+    rows: list[dict] | None = None,
 ) -> list[Example]:
     """Read the two columns of a dataset as text.
 
     Args:
-        source: a .jsonl, .json, .csv or .parquet file, a folder (saved by `datasets`, or of such files), or a name on
-            the hub.
-        input_key: column of the question.
-        output_key: column of the reference.
+        source: see `read_rows`.
+        input_key: column of the question, "outer.inner" for a field within one; a chat counts as its last user turn.
+        output_key: column of the reference, likewise.
         split: which split to take where the source has several.
         flag: the option that named the source, for messages.
         optional: return [] where the source has no such split, instead of falling back on its only one.
+        rows: what `read_rows` gave, if it was asked already.
 
     Raises:
-        UsageError: unreadable, empty, or without the named columns.
+        UsageError: unreadable, empty, without the named columns, or with an empty question or reference.
     """
-    path = Path(source)
-    rows = _read_file(path, flag) if path.is_file() else _read_dataset(source, split, flag, optional)
-    if path.is_file() and optional:
-        return []
+    rows = read_rows(source, split, flag, optional) if rows is None else rows
     if rows is None:
         return []
-    if not rows:
-        raise UsageError(f"{flag} {source} holds no problem; name a dataset that does.")
+    require(bool(rows), f"{flag} {source} holds no problem; name a dataset that does.")
     for key, option in ((input_key, "--input-key"), (output_key, "--output-key")):
-        if key not in rows[0]:
-            raise UsageError(
-                f"{flag} {source} has no column {key!r} (it has {', '.join(map(repr, rows[0]))}); set {option}."
-            )
-    examples = [Example(str(row.get(input_key) or "").strip(), _as_text(row.get(output_key))) for row in rows]
-    kept = [example for example in examples if example.question and example.answer]
-    if not kept:
-        raise UsageError(f"{flag} {source} has only empty questions or answers; check --input-key and --output-key.")
-    return kept
+        if not has_columns(rows[0], key):
+            there = ", ".join(map(repr, rows[0]))
+            raise UsageError(f"{flag} {source} has no column {key!r} (it has {there}); set {option}.")
+    questions = [question_text(_field(row, input_key)) for row in rows]
+    references = [reference_text(_field(row, output_key)) for row in rows]
+    for texts, key, option in ((questions, input_key, "--input-key"), (references, output_key, "--output-key")):
+        empty = [number for number, text in enumerate(texts, 1) if not text]
+        require(
+            not empty,
+            f"{flag} {source}: {len(empty)} of {len(rows)} problems have an empty {key!r}, the first is number "
+            f"{(empty or [0])[0]}; remove them, or name another column with {option}.",
+        )
+    return [Example(question, reference) for question, reference in zip(questions, references, strict=True)]
 
 
-def _as_text(answer) -> str:
-    """A reference as text: one-element lists are opened, whole floats lose their ".0"."""
-    if isinstance(answer, (list, tuple)) and len(answer) == 1:
-        answer = answer[0]
+def has_columns(row: dict, *keys: str) -> bool:
+    """Whether a row has fields of these names, dotted names being fields within fields."""
+    return all(_field(row, key, missing := object()) is not missing for key in keys)
+
+
+def _field(row: dict, key: str, default=None):
+    if key in row:
+        return row[key]
+    outer, _, inner = key.partition(".")
+    return _field(row[outer], inner, default) if inner and isinstance(row.get(outer), dict) else default
+
+
+def question_text(question) -> str:
+    """A question as text; of a chat, [{"role": ..., "content": ...}, ...], what the user said last."""
+    if isinstance(question, (list, tuple)):
+        said = [turn["content"] for turn in question if isinstance(turn, dict) and turn.get("role") == "user"]
+        question = said[-1] if said else None
+    return "" if question is None else str(question).strip()
+
+
+def reference_text(answer) -> str:
+    r"""A reference as text.
+
+    A list holds answers any of which is right; they are joined by `tasks.answers.equality.ALTERNATIVES`. Whole floats
+    lose their ".0", spaces and line ends are one space each. Of a worked solution the answer is taken: what follows
+    "####" (GSM8K), or the last ``\boxed{}`` (MATH).
+
+    Example: ``reference_text(["4\n"]) == "4"`` and ``reference_text(142.0) == "142"``.
+    """
+    if isinstance(answer, (list, tuple)):
+        alternatives = dict.fromkeys(filter(None, map(reference_text, answer)))
+        return ALTERNATIVES.join(alternatives)
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
-    return "" if answer is None else str(answer).strip()
+    text = "" if answer is None else str(answer)
+    if "####" in text:
+        text = text.rpartition("####")[2]
+    elif (boxed := last_boxed(text)) is not None:
+        text = boxed
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def read_rows(source: str, split: str, flag: str, optional: bool = False) -> list[dict] | None:
+    """The rows of one split.
+
+    Args:
+        source: a .jsonl, .json, .csv or .parquet file, a folder (saved by `datasets`, or of such files), or a name on
+            the hub, with ":" and a configuration where it has several ("openai/gsm8k:main").
+        split: as in `read_questions`, as are ``flag`` and ``optional``.
+
+    Returns:
+        None where ``optional`` and there is no such split.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if Path(source).is_file():
+        return None if optional else _read_file(Path(source), flag)
+    return _read_dataset(source, split, flag, optional)
 
 
 def _read_file(path: Path, flag: str) -> list[dict]:
     try:
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        if path.suffix == ".json":
-            return list(json.loads(path.read_text()))
-        if path.suffix == ".csv":
-            with path.open(newline="") as file:
-                return list(csv.DictReader(file))
-        if path.suffix == ".parquet":
+            # Not splitlines: JSON strings may hold the other line ends that it knows.
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        elif path.suffix == ".json":
+            rows = json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".csv":
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        elif path.suffix == ".parquet":
             import pyarrow.parquet
 
-            return pyarrow.parquet.read_table(path).to_pylist()
+            rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
+        else:
+            raise UsageError(f"{flag} {path} is no .jsonl, .json, .csv or .parquet file; convert it to one.")
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
-        raise UsageError(f"{flag} {path} cannot be read: {error}.") from error
-    raise UsageError(f"{flag} {path} is no .jsonl, .json, .csv or .parquet file.")
+        raise UsageError(f"{flag} {path} cannot be read ({_first_line(error)}); check the file.") from error
+    require(
+        isinstance(rows, list) and all(isinstance(row, dict) for row in rows),
+        f"{flag} {path} does not hold one JSON object for each problem; convert it.",
+    )
+    return rows
 
 
 def _read_dataset(source: str, split: str, flag: str, optional: bool) -> list[dict] | None:
+    name, _, configuration = source.partition(":")
+    is_folder = Path(source).is_dir()
+    if not is_folder:
+        _require_on_hub(name, f"{flag} {source}")
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        is_saved = (Path(source) / "dataset_dict.json").exists() or (Path(source) / "state.json").exists()
-        loaded = datasets.load_from_disk(source) if is_saved else datasets.load_dataset(source)
+        if is_folder and any((Path(source) / file).exists() for file in ("dataset_dict.json", "state.json")):
+            loaded = datasets.load_from_disk(source)
+        else:
+            loaded = datasets.load_dataset(source) if is_folder else datasets.load_dataset(name, configuration or None)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"{flag} {source} is neither a file, a folder nor a dataset the hub gives ({reason})."
+            f"{flag} {source} cannot be read as a dataset ({_first_line(error)}); name another, or a file."
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
@@ -93,3 +171,36 @@ def _read_dataset(source: str, split: str, flag: str, optional: bool) -> list[di
     elif optional:
         return None
     return loaded.to_list()
+
+
+def _require_on_hub(name: str, given: str) -> None:
+    """Ask the hub once, for `datasets` retries for minutes. In a thread, as looking up a host has no time limit."""
+    looks_like_a_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or re.search(r"\.\w+$", name)
+    require(not looks_like_a_path, f"{given} does not exist: it is neither a file, a folder nor a hub name; check it.")
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:  # what is in the local cache loads, and the rest fails at once
+        return
+    outcome: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi().dataset_info(name, timeout=HUB_PATIENCE_S)
+            outcome.append(None)
+        except Exception as error:
+            outcome.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_PATIENCE_S)
+    error = outcome[0] if outcome else TimeoutError(f"no answer within {HUB_PATIENCE_S:g} s")
+    if error is not None:
+        raise UsageError(
+            f"{given} is neither a file, a folder nor a dataset that the hub gives ({_first_line(error)}); check the "
+            "name and the network, or use a local copy."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -1,19 +1,20 @@
 """What a task is: problems, how a question becomes a prompt, and the reward of a response.
 
-A task knows no engine. Adding one is a function that returns a `Task` and a line in `TASKS`.
+A task knows no engine. Adding one is one file, tasks/<name>_task.py, with one function marked by `register`
+(docs/tasks.md shows one). tasks/registry.py finds them all. A task's file imports nothing heavy outside its functions,
+as `train.py --help` imports them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.errors import UsageError
-from tasks.templates import TEMPLATES, Template
+from tasks.templates import Template
 
 if TYPE_CHECKING:
-    from learners.config import Config
+    from learners.config import Config, TaskOptions
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class Example:
 
     question: str
     answer: str
+    source: int = 0
+    """which dataset of a mixture it is from"""
+    weight: float | None = None
+    """share of that dataset in an epoch, in proportion to the others'; None: all of it, once"""
 
 
 @dataclass
@@ -36,56 +41,35 @@ class Task:
     """(responses, references) -> rewards from 0 to 1, in the same order"""
     close: Callable[[], None] = lambda: None
     """ends the worker processes of the grader, if it has any"""
+    timeouts: Callable[[], int] = lambda: 0
+    """answers so far that were not graded in time, and earned 0"""
 
 
-def arithmetic(config: Config) -> Task:
-    """The embedded task (tasks/arithmetic)."""
-    from tasks.arithmetic.problems import generate
-    from tasks.boxed import last_boxed
+class TaskKind(NamedTuple):
+    """An entry of the registry."""
 
-    def grade(responses: list[str], references: list[str]) -> list[float]:
-        return [float((last_boxed(r) or "").strip() == a) for r, a in zip(responses, references, strict=True)]
-
-    options = config.task
-    try:
-        train = generate(options.train_problems, config.training.seed, "train", options.arithmetic_levels)
-        # One test set for every seed, so that runs compare.
-        test = generate(config.evaluation.max_eval, 0, "test", options.arithmetic_levels)
-    except ValueError as error:
-        raise UsageError(f"--train-problems and --max-eval ask for more than there is: {error}.") from error
-    template = TEMPLATES[config.task.prompt_template]
-    return Task(
-        "arithmetic",
-        [Example(p.question, p.answer) for p in train],
-        [Example(p.question, p.answer) for p in test],
-        template,
-        grade,
-    )
+    build: Callable[[Config], Task]
+    """makes the task of a resolved configuration; raises UsageError where its data will not do"""
+    template: Callable[[TaskOptions], str]
+    """the prompt template where none is asked for"""
+    needs_data: str | None
+    """what --data names, for messages; None if the task takes none"""
 
 
-def math(config: Config) -> Task:
-    """Any dataset with a question and an answer column, graded by mathematical equality."""
-    from tasks.datasets import read_questions
-    from tasks.math_reward import MathGrader
-
-    options = config.task
-    columns = (options.input_key, options.output_key)
-    train = read_questions(options.data, *columns, split="train", flag="--data")
-    test = []
-    if config.evaluation.eval_steps > 0:
-        if options.eval_data is not None:
-            test = read_questions(options.eval_data, *columns, split="test", flag="--eval-data")
-        else:
-            test = read_questions(options.data, *columns, split="test", flag="--data", optional=True)
-    grader = MathGrader(answer_in=TEMPLATES[options.prompt_template].answer_in)
-    return Task(
-        "math",
-        train,
-        test[: config.evaluation.max_eval],
-        TEMPLATES[options.prompt_template],
-        grader.grade,
-        grader.close,
-    )
+REGISTERED: dict[str, TaskKind] = {}
 
 
-TASKS: dict[str, Callable[[Config], Task]] = {"arithmetic": arithmetic, "math": math}
+def register(name: str, template: str | Callable[[TaskOptions], str] = "chat", needs_data: str | None = None):
+    """Make a function ``build(config) -> Task`` a choice of ``--task``.
+
+    Args:
+        name: the choice.
+        template: the default of ``--prompt-template``, or a function of the options that says it.
+        needs_data: what ``--data`` names, if the task needs it.
+    """
+
+    def keep(build: Callable[[Config], Task]) -> Callable[[Config], Task]:
+        REGISTERED[name] = TaskKind(build, template if callable(template) else lambda _: template, needs_data)
+        return build
+
+    return keep

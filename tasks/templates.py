@@ -1,12 +1,15 @@
-"""How a question becomes a prompt, and where the answer then stands.
+"""How a question becomes a prompt, where a response stops, and where its answer then stands.
 
-The wording follows the authors' code (sail-sg/Precision-RL) and the models' own documentation, so that results compare.
+The wording is that of the paper's authors (sail-sg/Precision-RL) to the letter, so that results compare.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+
+AnswerPlace = Literal["boxed", "answer-tag", "after-think"]
 
 
 @dataclass(frozen=True)
@@ -18,27 +21,42 @@ class Template:
     """question -> prompt text; None means the tokenizer's own chat template"""
     stop: tuple[str, ...] = ()
     """strings that end a response, and are kept in it"""
-    answer_in: str = "boxed"
-    """where the answer is read: "boxed" (the last \\boxed{}) or "answer-tag" (<answer>...</answer>)"""
+    answer_in: AnswerPlace = "boxed"
+    """where the answer is read (`tasks.boxed.extract_answer`)"""
 
     def render(self, question: str, tokenizer) -> list[int]:
-        """Token ids of the prompt.
+        """Token ids of the prompt, with one beginning-of-sequence token where the tokenizer or the template has one.
 
         Args:
             question: text.
-            tokenizer: of the model; asked for its special tokens where the template does not write them itself.
+            tokenizer: of the model; adds its special tokens unless the text brings them along.
         """
         if self.apply is None:
             message = [{"role": "user", "content": f"{question} {BOXED_INSTRUCTION}"}]
             text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
             return tokenizer(text, add_special_tokens=False)["input_ids"]
-        return tokenizer(self.apply(question))["input_ids"]
+        text = self.apply(question)
+        has_its_own = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+        return tokenizer(text, add_special_tokens=not has_its_own)["input_ids"]
 
 
 def _qwen_math(question: str) -> str:
     return (
         f"<|im_start|>system\n{BOXED_INSTRUCTION}<|im_end|>\n"
         f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def _qwen3(question: str) -> str:
+    return f"<|im_start|>user\nQuestion: {question}\n{BOXED_INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def _llama3(question: str) -> str:
+    return (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        "Cutting Knowledge Date: December 2023\n<|eot_id|>"
+        f"<|start_header_id|>user<|end_header_id|>\n\n{question} {BOXED_INSTRUCTION}\n<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
 
 
@@ -52,12 +70,19 @@ def _r1(question: str) -> str:
     )
 
 
+def _r1_distill_qwen(question: str) -> str:
+    return f"<｜begin▁of▁sentence｜><｜User｜>{question} {BOXED_INSTRUCTION}\n<｜Assistant｜><think>\n"
+
+
 TEMPLATES = {
     template.name: template
     for template in (
         Template("no", lambda question: question),
         Template("qwen_math", _qwen_math),
+        Template("qwen3", _qwen3),
+        Template("llama3", _llama3),
         Template("r1", _r1, stop=("</answer>",), answer_in="answer-tag"),
+        Template("r1_distill_qwen", _r1_distill_qwen, answer_in="after-think"),
         Template("chat", None),
     )
 }

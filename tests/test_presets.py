@@ -101,7 +101,7 @@ def test_what_is_given_wins_even_where_it_equals_the_default():
 def test_another_task_leaves_the_presets_data_behind():
     config = compose("octothinker-3b", "--task=arithmetic", "--model=embedded", "--prompt-max-length=32",
                      "--generate-max-length=24")  # fmt: skip
-    assert config.task.data is config.task.eval_data is None
+    assert config.task.data == () and config.task.eval_data is None
     assert config.task.prompt_template == "no"
 
 

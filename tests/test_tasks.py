@@ -1,21 +1,23 @@
-"""Tasks: problems, prompts, datasets, templates and rewards."""
+"""Tasks: problems, prompts, their order, mixtures, the registry."""
 
-import json
 import random
+import re
+import subprocess
+import sys
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from learners.config import parse
 from tasks.arithmetic.model import CHECKPOINT, build_tokenizer
 from tasks.arithmetic.problems import LEVELS, draw, generate, is_held_out
-from tasks.boxed import last_boxed
-from tasks.datasets import read_questions
 from tasks.errors import UsageError
-from tasks.math_reward import MathGrader, extract_answer
-from tasks.prompts import PromptStream, build_prompts, load_tokenizer
-from tasks.task import Example
+from tasks.mixture import epoch_counts
+from tasks.prompts import Prompt, PromptStream, build_prompts, load_tokenizer
+from tasks.registry import TASKS
+from tasks.task import REGISTERED, Example
 from tasks.templates import TEMPLATES
+from tests.conftest import ROOT
 
 
 def test_problems_are_additions_of_their_level():
@@ -47,28 +49,6 @@ def test_about_a_tenth_is_held_out():
     rng = random.Random(0)
     share = sum(is_held_out(draw(rng, 3).question) for _ in range(4000)) / 4000
     assert 0.08 < share < 0.12
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"\boxed{7}", "7"),
-        (r"first \boxed{1}, then \boxed{2}.", "2"),
-        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed{1} and an unclosed \boxed{2", "1"),
-        (r"\boxed{}", ""),
-        ("no box", None),
-        (r"\boxed{", None),
-    ],
-)
-def test_last_boxed(text, answer):
-    assert last_boxed(text) == answer
-
-
-@given(st.text(alphabet="\\boxed{}12 ", max_size=60))
-def test_last_boxed_is_always_balanced(text):
-    found = last_boxed(text)
-    assert found is None or found.count("{") == found.count("}")
 
 
 def test_tokenizer_reads_characters_and_gives_them_back():
@@ -108,66 +88,158 @@ def test_each_epoch_uses_each_prompt_at_most_once_in_a_new_order():
         PromptStream(prompts, 11, seed=0)
 
 
-ROWS = [{"problem": "1+1?", "answer": 2.0}, {"problem": "2+2?", "answer": ["4\n"]}, {"problem": "", "answer": "1"}]
+def mixed_prompts(sizes, weights):
+    return [
+        Prompt(f"{source}/{i}", "", [0], source, weight)
+        for source, (size, weight) in enumerate(zip(sizes, weights, strict=True))
+        for i in range(size)
+    ]
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
-def test_read_questions_from_files(tmp_path, suffix):
-    file = tmp_path / f"data.{suffix}"
-    if suffix == "jsonl":
-        file.write_text("\n".join(map(json.dumps, ROWS)))
-    elif suffix == "json":
-        file.write_text(json.dumps(ROWS))
-    elif suffix == "csv":
-        file.write_text("problem,answer\n1+1?,2\n2+2?,4\n,1\n")
-    else:
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.table({"problem": ["1+1?", "2+2?", ""], "answer": ["2", "4", "1"]}), file)
-    read = read_questions(str(file), "problem", "answer", "train", "--data")
-    assert read == [Example("1+1?", "2"), Example("2+2?", "4")]
+def test_an_epoch_of_a_mixture_has_each_prompt_at_most_once_and_the_shares_of_the_weights():
+    stream = PromptStream(mixed_prompts([30, 100], [1.0, 2.0]), batch_size=9, seed=3)
+    assert stream.steps_per_epoch == 10
+    epochs = [[p for step in range(1, 11) for p in stream.batch(10 * e + step)] for e in range(4)]
+    for epoch in epochs:
+        assert len({p.question for p in epoch}) == 90
+        assert sum(p.source == 0 for p in epoch) == 30
+        assert {p.source for p in epoch[:20]} == {0, 1}, "the sources are shuffled together"
+    assert {p.question for p in epochs[0]} != {p.question for p in epochs[1]}, "an epoch draws anew"
+    seen = {p.question for step in range(1, 200) for p in stream.batch(step)}
+    assert len(seen) == 130
+    again = PromptStream(mixed_prompts([30, 100], [1.0, 2.0]), batch_size=9, seed=3)
+    assert [again.batch(step) for step in (1, 17)] == [stream.batch(step) for step in (1, 17)]
 
 
-def test_read_questions_from_a_saved_dataset(tmp_path):
-    import datasets
-
-    split = {"problem": ["1+1?"], "answer": ["2"]}
-    datasets.DatasetDict(train=datasets.Dataset.from_dict(split)).save_to_disk(tmp_path / "saved")
-    assert read_questions(str(tmp_path / "saved"), "problem", "answer", "train", "--data") == [Example("1+1?", "2")]
-    assert read_questions(str(tmp_path / "saved"), "problem", "answer", "test", "--data", optional=True) == []
+def test_without_weights_a_mixture_is_all_of_its_prompts_in_the_order_of_one_dataset():
+    alone = PromptStream(mixed_prompts([40], [None]), batch_size=8, seed=1)
+    mixed = PromptStream(mixed_prompts([30, 10], [None, None]), batch_size=8, seed=1)
+    indices = [[int(np.flatnonzero([p is q for q in s.prompts])[0]) for p in s.batch(2)] for s in (alone, mixed)]
+    assert indices[0] == indices[1]
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("sizes", "weights", "counts"),
     [
-        ("", "holds no problem"),
-        ('{"question": "1+1?", "answer": "2"}', "has no column 'problem'"),
-        ('{"problem": "1+1?", "solution": "2"}', "has no column 'answer'"),
-        ('{"problem": "1+1?", "answer": ""}', "only empty questions or answers"),
-        ("not json", "cannot be read"),
+        ([100, 1000], [1, 2], [100, 200]),
+        ([100, 50], [1, 1], [50, 50]),
+        ([10, 10], [0.3, 0.1], [10, 3]),
+        ([7, 7, 7], [1, 1, 1], [7, 7, 7]),
     ],
 )
-def test_datasets_that_will_not_do(tmp_path, content, sentence):
-    file = tmp_path / "data.jsonl"
-    file.write_text(content)
-    with pytest.raises(UsageError, match=sentence):
-        read_questions(str(file), "problem", "answer", "train", "--data")
+def test_epoch_counts(sizes, weights, counts):
+    assert epoch_counts(sizes, weights) == counts
 
 
-def test_where_an_answer_is_read():
-    assert extract_answer(r"<think>..</think> <answer> 7 </answer>", "answer-tag") == "7"
-    assert extract_answer(r"<answer>so \boxed{8}</answer>", "answer-tag") == "8"
-    assert extract_answer("<answer> 7", "answer-tag") is None
-    assert extract_answer(r"\boxed{9}", "boxed") == "9"
+@pytest.fixture
+def jsonl(tmp_path):
+    def write(name, *rows):
+        import json
+
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        return str(tmp_path / name)
+
+    return write
 
 
-def test_math_grader_compares_values_in_order_and_survives_hostile_answers():
-    grader = MathGrader(workers=2, time_limit=3)
+def test_data_takes_one_or_several_sources_in_every_spelling():
+    assert parse(["--task", "math", "--data", "a"]).task.data == ("a",)
+    assert parse(["--task=math", "--data=a"]).task.data == ("a",)
+    several = parse(["--task", "math", "--data", "a", "b", "--data-weights", "2", "1"])
+    assert several.to_dict()["task"]["data"] == ("a", "b")
+    assert several.task.data_weights == (2.0, 1.0)
+    with pytest.raises(UsageError, match="give each a weight"):
+        parse(["--task", "math", "--data", "a", "b", "--data-weights", "2"])
+    with pytest.raises(UsageError, match="must all be greater than 0"):
+        parse(["--task", "math", "--data", "a", "b", "--data-weights", "2", "0"])
+
+
+def test_math_reads_mixes_and_grades(jsonl):
+    first = jsonl("a.jsonl", {"problem": "1/2+1/2?", "answer": 1.0}, {"problem": "x?", "answer": ["2\n", "3"]})
+    second = jsonl("b.jsonl", {"problem": "9?", "answer": "9"})
+    options = ["--task", "math", "--data", first, second, "--data-weights", "1", "3", "--eval-data", second]
+    task = TASKS["math"].build(parse(options))
     try:
-        responses = [r"\boxed{\frac12}", r"\boxed{3}", "none", r"\boxed{9^{9^{9^{9}}}}", r"\boxed{0.5}", r"\boxed{x+1}"]
-        references = ["0.5", "4", "1", "5", "1/2", "1+x"]
-        assert grader.grade(responses, references) == [1.0, 0.0, 0.0, 0.0, 1.0, 1.0]
-        assert grader.grade([r"\boxed{1}"], ["1"]) == [1.0]  # the pool still works
+        assert [(e.question, e.source, e.weight) for e in task.train][1:] == [("x?", 0, 1.0), ("9?", 1, 3.0)]
+        assert [e.question for e in task.test] == ["9?"]
+        responses = [r"\boxed{\frac{2}{2}}", r"\boxed{3}", r"\boxed{8}"]
+        assert task.grade(responses, [e.answer for e in task.train]) == [1.0, 1.0, 0.0]
+        assert task.timeouts() == 0
     finally:
-        grader.close()
+        task.close()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"problem": "1+1?", "answer": "2", "accuracy": 0.5},
+        {"question": "1+1?", "answer": "2"},
+        {"prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"ground_truth": "2"}},
+    ],
+)
+def test_sanity_reads_a_builders_folder_and_the_usual_columns(tmp_path, jsonl, row):
+    jsonl("problems.jsonl", row)
+    (tmp_path / "card.json").write_text('{"template": "qwen_math", "model": "m"}')
+    config = parse(["--task", "sanity", "--data", str(tmp_path)])
+    assert config.task.prompt_template == "qwen_math"
+    task = TASKS["sanity"].build(config)
+    task.close()
+    assert [(e.question, e.answer) for e in task.train] == [("1+1?", "2")]
+    assert task.template is TEMPLATES["qwen_math"]
+
+
+def test_sanity_without_a_card_has_the_authors_template(jsonl):
+    assert parse(["--task", "sanity", "--data", "some/set"]).task.prompt_template == "r1_distill_qwen"
+
+
+def test_reasoning_gym_scores_with_the_generators_own_scorer():
+    pytest.importorskip("reasoning_gym")
+    import json
+
+    options = ["--train-problems", "20", "--max-eval", "10", "--eval-steps", "5"]
+    task = TASKS["reasoning-gym"].build(parse(["--task", "reasoning-gym", "--data", "simple_equations", *options]))
+    try:
+        assert len(task.train) == 20 and not {e.question for e in task.train} & {e.question for e in task.test}
+        reference = task.train[3].answer
+        right = json.loads(reference)["answer"]
+        responses = [f"<answer>{right}</answer>", f"<answer>{int(right) + 1}</answer>", f"{right}"]
+        assert task.grade(responses, [reference] * 3) == [1.0, 0.0, 0.0]
+    finally:
+        task.close()
+    for generator, sentence in (("no_such", "is no generator"), ("countdown", "as Python code")):
+        with pytest.raises(UsageError, match=sentence):
+            TASKS["reasoning-gym"].build(parse(["--task", "reasoning-gym", "--data", generator]))
+
+
+def test_generators_that_run_answers_as_code_are_found():
+    pytest.importorskip("reasoning_gym")
+    from reasoning_gym.factory import DATASETS
+
+    from tasks.reasoning_gym_task import evaluates_answers
+
+    found = {name for name in DATASETS if evaluates_answers(name)}
+    assert found >= {"countdown", "puzzle24", "n_queens", "polynomial_multiplication", "string_insertion"}
+    assert "simple_equations" not in found and len(found) < 20
+
+
+def test_the_registry_imports_nothing_heavy():
+    code = (
+        "import sys, tasks.registry\nheavy = {'torch', 'datasets', 'transformers', 'sympy', 'math_verify', 'pyarrow', "
+        "'reasoning_gym'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_documented_task_of_twenty_lines_works():
+    text = (ROOT / "docs/tasks.md").read_text()
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    assert len(example.strip().splitlines()) <= 20
+    try:
+        exec(compile(example, "reverse_task.py", "exec"), {"__name__": "tasks.reverse_task"})
+        task = REGISTERED["reverse"].build(parse([]))
+    finally:
+        REGISTERED.pop("reverse", None)
+    question, answer = task.train[0].question, task.train[0].answer
+    assert answer in question[::-1]
+    assert task.grade([f"so \\boxed{{{answer}}}", "\\boxed{no}"], [answer] * 2) == [1.0, 0.0]
+    assert not {e.question for e in task.train} & {e.question for e in task.test}

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.engines
 
 STEP_KEYS = """step train/reward train/response_length train/truncated train/loss mismatch/abs_prob_diff_mean
 mismatch/abs_prob_diff_max mismatch/kl_k1 mismatch/kl_k3 precision/loss_scale precision/skipped_updates
-precision/grad_norm time/sample time/grade time/learn time/sync time/step throughput/sample_tokens_per_s
+precision/grad_norm reward/timeouts time/sample time/grade time/learn time/sync time/step throughput/sample_tokens_per_s
 throughput/learn_tokens_per_s""".split()
 SUMMARY_KEYS = """dtype steps initial_reward final_reward initial_accuracy final_accuracy wall_seconds skipped_updates
 mismatch_abs_prob_diff_mean""".split()

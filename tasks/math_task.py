@@ -1,0 +1,40 @@
+"""``--task math``: any dataset with a question and an answer column, graded by mathematical equality."""
+
+from tasks.task import Example, Task, register
+from tasks.templates import TEMPLATES
+
+
+@register("math", template="chat", needs_data="a hub name, a folder or a .jsonl, .json, .parquet or .csv file")
+def build(config) -> Task:
+    """Datasets, mixed as told."""
+    from tasks.datasets import read_questions
+    from tasks.mixture import mix
+
+    options = config.task
+    columns = (options.input_key, options.output_key)
+    train = mix([read_questions(name, *columns, split="train", flag="--data") for name in options.data], options)
+    return graded_by_equality(config, "math", train, held_out(config, [columns]))
+
+
+def held_out(config, columns: list[tuple[str, str]]) -> list[Example]:
+    """Evaluation problems: of --eval-data, or of the test splits that --data has; none if a run never evaluates."""
+    from tasks.datasets import read_questions
+
+    if config.evaluation.eval_steps == 0:
+        return []
+    given = config.task.eval_data
+    sources, flag = ([given], "--eval-data") if given is not None else (config.task.data, "--data")
+    found = []
+    for source in sources:
+        for keys in columns:
+            found += read_questions(source, *keys, split="test", flag=flag, optional=given is None)
+    return found[: config.evaluation.max_eval]
+
+
+def graded_by_equality(config, name: str, train: list[Example], test: list[Example]) -> Task:
+    """A task with the grader of tasks/math_reward.py, whose processes start here and warm up while engines load."""
+    from tasks.math_reward import MathGrader
+
+    template = TEMPLATES[config.task.prompt_template]
+    grader = MathGrader(answer_in=template.answer_in)
+    return Task(name, train, test, template, grader.grade, grader.close, lambda: grader.timeouts)

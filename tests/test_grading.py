@@ -1,0 +1,186 @@
+"""The grading processes: time limits, hostile answers, deaths, order; and that nothing is left of them."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.grading_pool import GradingPool
+from tasks.math_reward import MathGrader
+from tests import grading_functions
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def grader():
+    grader = MathGrader(workers=2)
+    yield grader
+    grader.close()
+
+
+@pytest.fixture(scope="module")
+def pool():
+    pool = GradingPool(grading_functions.act, workers=2, time_limit=0.5)
+    yield pool
+    pool.close()
+
+
+def pids(pool):
+    return {worker.process.pid for worker in pool._workers}
+
+
+def is_gone(pid, patience=10.0):
+    """Whether a process ends, or is a zombie, before the patience does."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_rewards_come_in_order_and_what_is_asked_twice_is_compared_once(grader):
+    responses = [rf"\boxed{{{n}}}" for n in range(200)] * 2
+    references = [str(n if n % 3 else n + 1) for n in range(200)] * 2
+    assert grader.grade(responses, references) == [float(n % 3 > 0) for n in range(200)] * 2
+    assert len([pair for pair in grader._known if pair[0] == "7"]) == 1
+
+
+def test_no_box_and_an_endless_answer_are_wrong_and_nobody_is_asked(grader):
+    assert grader.grade(["none", r"\boxed{}", rf"\boxed{{{'1+' * 500}1}}"], ["1", "", "501"]) == [0.0, 0.0, 0.0]
+
+
+def hostile() -> list[str]:
+    nested = 10**6
+    kinds = [
+        r"\boxed{9^{9^{9^{9}}}}", r"\boxed{9^9^9^9}", r"\boxed{10^{10^{10}}}", r"\boxed{(10^{9})!}",
+        r"\boxed{9!!!!!!!}",
+        r"\boxed{\binom{10^9}{10^8}}", r"\boxed{2^{2^{2^{2^{2^{2}}}}}}", r"\boxed{\sum_{n=1}^{10^{12}} \frac{1}{n}}",
+        r"\boxed{\int_0^1 x^{x^{x^x}} dx}", r"\boxed{\prod_{n=1}^{10^{9}} n}", r"\boxed{\lim_{x\to 0} x^{x^{x}}}",
+        r"\boxed{" + "{" * nested, r"\boxed{" + "{" * nested + "}" * nested + "}", r"\boxed{" * 10**5, "}" * nested,
+        "a" * 10**6, r"\boxed{" + "x" * 10**6 + "}", "\0" * 1000, "\\boxed{\0\0}", "\\boxed{1\0}", r"\boxed{",
+        r"\boxed{__import__('os').system('touch /tmp/owned')}", r"\boxed{exec('raise SystemExit')}",
+        r"\boxed{(lambda: [][0])()}", r"\boxed{open('/etc/passwd').read()}", r"\boxed{\input{/etc/passwd}}",
+        r"\boxed{" + "(" * 190 + ")" * 190 + "}", r"\boxed{" + r"\sqrt{" * 60 + "2" + "}" * 61,
+        r"\boxed{" + "^{2" * 90 + "}" * 91, r"\boxed{" + r"\frac{1}{" * 40 + "2" + "}" * 41, r"\boxed{1/0}",
+        r"\boxed{\frac{0}{0}}", r"\boxed{0^{-1}}", r"\boxed{" + "-" * 390 + "1}", r"\boxed{" + "9" * 390 + "}",
+        r"\boxed{1e999999999}", r"\boxed{1e-999999999}", r"\boxed{\\\\\\\\}", r"\boxed{&&&}", "\\boxed{\ud800}",
+        r"\boxed{" + "x+" * 190 + "x}", r"\boxed{(x+1)^{5000}}", r"\boxed{(a+b+c+d)^{300}}", r"\boxed{\sin(10^{400})}",
+        r"\boxed{x^{x^{x^{x^{x}}}} + \sin(\cos(\tan(x)))^{99}}", r"\boxed{\gamma(10^{10})}",
+        r"\boxed{\{" + "1," * 190 + "1\\}}",
+        r"\boxed{\begin{pmatrix}" + r"1&" * 90 + r"1\end{pmatrix}}", r"\boxed{\pm\pm\pm\pm 1}", "\\boxed{\u202e1}",
+    ]  # fmt: skip
+    return kinds * 4
+
+
+def test_two_hundred_hostile_responses_are_wrong_and_leave_the_processes_alive(grader):
+    responses = hostile()
+    assert len(responses) >= 200
+    references = [f"x^2+{n}" if n % 2 else f"{n + 2}" for n in range(len(responses))]  # all different: all are asked
+    assert sum(grader.grade(responses, references)) == 0
+    assert grader.grade([r"\boxed{\frac12}"], ["0.5"]) == [1.0]
+    assert all(worker.process.poll() is None for worker in grader._pool._workers)
+    assert not os.path.exists("/tmp/owned")
+
+
+def test_a_hang_in_python_is_interrupted_and_the_process_lives(pool):
+    before = pids(pool)
+    results = pool.map([("fine", "1"), ("loop", ""), ("fine", "2"), ("swallow", "")])
+    assert results[0] == 1.0 and results[2] == 2.0
+    assert math.isnan(results[1]) and math.isnan(results[3])
+    assert pids(pool) == before
+
+
+@pytest.mark.parametrize("how", ["exit", "kill", "sleep", "stuck in C"])
+def test_a_process_that_dies_or_hangs_is_replaced_and_costs_one_answer(pool, how):
+    pairs = [("fine", str(n)) for n in range(20)]
+    pairs[7] = (how, "")
+    before = pids(pool)
+    results = pool.map(pairs)
+    assert math.isnan(results[7])
+    assert [r for n, r in enumerate(results) if n != 7] == [float(n) for n in range(20) if n != 7]
+    assert 1 <= len(pids(pool) - before) <= 2
+    assert all(is_gone(pid) for pid in before - pids(pool))
+
+
+def test_a_process_killed_while_idle_costs_nothing(pool):
+    os.kill(next(iter(pids(pool))), signal.SIGKILL)
+    assert pool.map([("fine", str(n)) for n in range(30)]) == [float(n) for n in range(30)]
+
+
+def test_it_works_off_the_main_thread_and_from_several_at_once(pool):
+    results = {}
+
+    def work(base):
+        results[base] = pool.map([("fine", str(base + n)) for n in range(50)] + [("loop", "")])
+
+    threads = [threading.Thread(target=work, args=(base,)) for base in (0, 1000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for base in (0, 1000):
+        assert results[base][:50] == [float(base + n) for n in range(50)] and math.isnan(results[base][50])
+
+
+def test_what_a_comparison_raises_is_a_wrong_answer_and_what_it_prints_is_no_reply(pool):
+    assert pool.map([("raise", ""), ("print", ""), ("memory", ""), ("fine", "3")]) == [0.0, 5.0, 0.0, 3.0]
+
+
+def test_timeouts_are_counted_and_never_remembered():
+    grader = MathGrader(workers=1)
+    try:
+        grader._pool.close()
+        grader._pool = GradingPool(grading_functions.act, workers=1, time_limit=0.3)
+        assert grader.grade([r"\boxed{loop}", r"\boxed{fine}", r"\boxed{loop}"], ["", "1", ""]) == [0.0, 1.0, 0.0]
+        assert grader.timeouts == 2
+        assert list(grader._known) == [("fine", "1")]
+    finally:
+        grader.close()
+
+
+def test_processes_that_do_not_start_are_an_error_not_zeros():
+    pool = GradingPool(grading_functions.act, workers=1)
+    pool.close()
+    pool._command = [sys.executable, "-c", "raise SystemExit(1)"]
+    pool._workers = [type(pool)(grading_functions.act, workers=1)._workers[0]]
+    pool._workers[0].end()
+    from tasks.grading_pool import Worker
+
+    pool._workers = [Worker(pool._command)]
+    with pytest.raises(RuntimeError, match="do not start"):
+        pool.map([("fine", "1")])
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_they_end_when_their_parent_is_killed(busy):
+    pairs = "[('sleep', '')]" if busy else "[('fine', '1')]"
+    code = (
+        "import sys, threading, time\nfrom tasks.grading_pool import GradingPool\nfrom tests import grading_functions\n"
+        "pool = GradingPool(grading_functions.act, workers=2, time_limit=1)\npool.map([('fine', '1')] * 8)\n"
+        f"threading.Thread(target=pool.map, args=({pairs},)).start()\ntime.sleep(0.3)\n"
+        "print(*[w.process.pid for w in pool._workers], flush=True)\ntime.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    children = list(map(int, parent.stdout.readline().split()))
+    assert len(children) == 2
+    parent.kill()
+    parent.wait()
+    assert all(is_gone(pid) for pid in children)
+
+
+def test_they_import_no_engine():
+    pool = GradingPool(grading_functions.heavy_modules, workers=1, time_limit=30)
+    try:
+        assert pool.map([("", "")]) == [0.0]
+    finally:
+        pool.close()
