@@ -114,6 +114,13 @@ def refuse_what_verl_lacks(config: Config, devices: int) -> None:
     require(
         not precision.lm_head_fp32, "VeRL computes the output head in the training dtype; leave --lm-head-fp32 out."
     )
+    require(
+        float(config.lora.lora_alpha).is_integer(), "VeRL takes a whole number for alpha; round --lora-alpha to one."
+    )
+    require(
+        training.micro_batch_size is not None,
+        "VeRL's budget of tokens is another option; give --micro-batch-size instead of --micro-batch-tokens.",
+    )
     require(not config.model.router_fp32, "VeRL's FSDP routes in the training dtype; add --router-fp32 False.")
     require(
         precision.loss_scale == 0 and precision.initial_scale_power == 16 and precision.min_loss_scale == 1,
@@ -277,6 +284,12 @@ def _model(config: Config) -> dict[str, object]:
         f"{model}.enable_gradient_checkpointing": config.model.gradient_checkpointing,
         f"{model}.trust_remote_code": config.model.trust_remote_code,
     }
+    if config.lora.lora_rank > 0:
+        made |= {
+            f"{model}.lora_rank": config.lora.lora_rank,
+            f"{model}.lora_alpha": int(config.lora.lora_alpha),
+            f"{model}.target_modules": list(config.lora.lora_targets) or "all-linear",
+        }
     if config.task.prompt_template != "chat":
         made[f"{model}.custom_chat_template"] = PASS_THROUGH
     return made

@@ -132,6 +132,8 @@ def test_overrides_are_quoted_for_hydra(value, written):
         (["--lr-scheduler=linear"], "VeRL has no linear decay"),
         (["--ignore-no-eos=True"], "--overlong-buffer punishes them"),
         (["--prompt-template=r1"], "VeRL has no stop strings"),
+        (["--lora-rank=2", "--lora-alpha=1.5"], "round --lora-alpha"),
+        (["--micro-batch-tokens=4096"], "give --micro-batch-size"),
         (["--lm-head-fp32=True"], "leave --lm-head-fp32 out"),
         (["--loss-scale=8"], "leave out those of loss scaling"),
         (["--log-weight-clamp=5"], "--log-weight-clamp takes 20 or 0"),
@@ -160,7 +162,7 @@ def test_verl_itself_takes_the_export(model, tmp_path):
     folders = [
         export(model, tmp_path / "plain", "--objective=grpo-seq-mis", "--dtype=fp16"),
         export(model, tmp_path / "dapo", "--objective=grpo", "--dtype=bf16", "--dynamic-sampling=True",
-               "--overlong-buffer=8", "--dual-clip=10", "--lr-scheduler=constant_with_warmup"),
+               "--overlong-buffer=8", "--dual-clip=10", "--lr-scheduler=constant_with_warmup", "--lora-rank=2"),
     ]  # fmt: skip
     run = subprocess.run([os.environ["VERL_PYTHON"], str(ROOT / "tests" / "verl_check.py"), *map(str, folders)],
                          cwd=tmp_path, env=os.environ | {"FP16_RL": str(ROOT)}, capture_output=True, text=True,
