@@ -11,7 +11,7 @@ PROMPTS, GROUP, START = 64, 8, 128  # START: prompts that steps before have draw
 
 @pytest.fixture(scope="module")
 def learner(tmp_path_factory):
-    options = ["--dtype=fp16", "--dynamic-sampling=True", "--overlong-buffer=4", "--max-eval=8"]
+    options = ["--dtype=fp16", "--dynamic-sampling=True", "--overlong-buffer=16", "--max-eval=8"]
     with built_learner(tmp_path_factory.mktemp("run") / "out", *options) as learner:
         yield learner
 
@@ -54,7 +54,7 @@ def test_it_learns_in_whole_updates_and_says_what_was_dropped(learner):
     assert step.updates_done == learner.config.updates_per_step
     assert metrics["train/groups_with_equal_rewards"] == metrics["sampling/filled_prompts"] / PROMPTS
     lengths = step.batch.response_mask.sum(1)
-    punished = ((20 - lengths) / 4).clamp(-1, 0)
+    punished = ((24 - 16 - lengths) / 16).clamp(-1, 0)
     assert metrics["train/overlong_punishment"] == pytest.approx(punished.mean().item())
     assert punished.min() < 0, "no response was long, so this test shows nothing"
     expected = (step.batch.rewards + punished).view(PROMPTS, GROUP)
