@@ -66,6 +66,7 @@ def train(config: Config, task, prompts, eval_prompts) -> int:
         print("loading vLLM and DeepSpeed (some 10 s) ...", flush=True)
     marks = {"command line and task": time.perf_counter()}
     prepare(config)
+    from actors import runtime
     from learners.interruption import Stopped
     from learners.precision import NonFiniteError
 
@@ -91,6 +92,7 @@ def train(config: Config, task, prompts, eval_prompts) -> int:
         log.finish(status)
     if learner is not None:
         learner.close()
+        runtime.leave_process_group()
     return {"finished": 0, "stopped": 0, "interrupted": 130, "failed": 1}[status]
 
 

@@ -59,6 +59,8 @@ class SamplingEngine:
             _leave_memory_unbound()
             cache = _cpu_cache_bytes(model_path, dtype, max_model_len, max_num_seqs, trust_remote_code)
             arguments |= {"kv_cache_memory_bytes": cache, "enforce_eager": True, "block_size": CPU_BLOCK_TOKENS}
+            # After a prompt's first part vLLM takes back the draw of a request that has a seed, and a CPU's cannot be.
+            arguments["enable_chunked_prefill"] = False
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             arguments |= {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": tensor_parallel}
         if lora_rank > 0:

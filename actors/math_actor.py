@@ -11,6 +11,7 @@ from oat.types import TransitionData
 from vllm.lora.request import LoRARequest
 
 from actors.engine import SamplingEngine
+from actors.responses import Request, response_seed, sample_stream
 from tasks.prompts import Prompt
 
 
@@ -46,10 +47,10 @@ class PassThrough:
 class MathActor(PPOActor):
     """Oat's PPOActor on an engine in this process.
 
-    Sampling, grading and the making of transitions (`step`) and evaluation (`generate_and_maybe_eval`) are Oat's. What
-    is different: prompts are token ids, so that no template meets a tokenizer twice; the engine is built in the dtype
-    that was asked for; and each step is seeded, so that it is a function of (seed, step, weights) alone. (Oat takes the
-    engine's seed from the clock.)
+    Sampling, grading and the making of transitions (`step`) are Oat's. What is different: prompts are token ids, so
+    that no template meets a tokenizer twice; the engine is built in the dtype that was asked for; each step is seeded,
+    so that it is a function of (seed, step, weights) alone (Oat takes the engine's seed from the clock); and evaluation
+    samples as scripts/evaluate.py does.
 
     Args:
         args: Oat's arguments.
@@ -84,7 +85,6 @@ class MathActor(PPOActor):
             **stopping,
         )
         self.eval_sampling_params = vllm.SamplingParams(
-            n=args.eval_n,
             temperature=args.eval_temperature,
             top_p=args.eval_top_p,
             max_tokens=args.eval_generate_max_length,
@@ -122,18 +122,27 @@ class MathActor(PPOActor):
         transitions[0].info["reward/timeouts"] = self.timeouts() - before
         return transitions
 
-    def evaluate(self, prompts: list[Prompt], seed: int) -> tuple[list[list[str]], np.ndarray]:
-        """Sample ``eval_n`` responses of each prompt and grade them.
+    def evaluate(self, prompts: list[Prompt], seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sample ``eval_n`` responses of each prompt, each with a seed of its own, and grade them on their text.
+
+        Args:
+            seed: the same seed gives a prompt the same seeds, whatever the step and whatever else is evaluated.
 
         Returns:
-            Responses and their rewards, both of shape (prompts, eval_n).
+            Rewards, and lengths in tokens, both of shape (prompts, eval_n).
         """
-        torch.manual_seed(seed)
-        self.notify_eval_start()
-        responses, rewards = self.generate_and_maybe_eval(
-            [prompt.question for prompt in prompts],
-            [prompt.token_ids for prompt in prompts],
-            [prompt.reference for prompt in prompts],
+        shape = (len(prompts), self.args.eval_n)
+        requests = []
+        for i, j in np.ndindex(shape):
+            prompt = prompts[i]
+            own_seed = response_seed(seed, prompt.question, j)
+            requests.append(Request((i, j), prompt.token_ids, prompt.reference, own_seed))
+        stream = sample_stream(self.engine, requests, self.eval_sampling_params, in_flight=len(requests))
+        responses = [response for finished in stream for response in finished]
+        rewards, lengths = np.zeros(shape), np.zeros(shape)
+        graded, _ = self.oracle.get_reward(
+            [], [response.text for response in responses], [response.request.reference for response in responses]
         )
-        self.notify_eval_done()
-        return responses, rewards
+        for response, reward in zip(responses, graded.tolist(), strict=True):
+            rewards[response.request.key], lengths[response.request.key] = reward, response.tokens
+        return rewards, lengths

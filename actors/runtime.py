@@ -75,6 +75,11 @@ def init_process_group(timeout: timedelta = timedelta(minutes=60)) -> None:
     deepspeed.init_distributed(timeout=timeout)
 
 
+def leave_process_group() -> None:
+    """Part from the other processes, at the end of the program: DeepSpeed cannot join a second time."""
+    torch.distributed.destroy_process_group()
+
+
 def _set_environment() -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine stays in this process, where its weights are
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # its threads are the learner's too

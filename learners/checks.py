@@ -78,6 +78,11 @@ def _check_numbers(config: Config) -> None:
     }
     for name, value in not_negative.items():
         require(value >= 0, f"--{name} is {value:g}; it must not be negative.")
+    require(0 < evaluation.eval_top_p <= 1, "--eval-top-p must lie above 0 and at most at 1.")
+    require(
+        1 <= evaluation.eval_k <= evaluation.eval_n,
+        f"--eval-k is {evaluation.eval_k}; it must lie between 1 and --eval-n {evaluation.eval_n}.",
+    )
     require(0 < sampling.vllm_gpu_ratio < 1, "--vllm-gpu-ratio is a share of the GPU's memory, between 0 and 1.")
     require(0 <= training.lr_warmup_ratio < 1, "--lr-warmup-ratio is a share of the updates, from 0 to below 1.")
     require(
@@ -236,6 +241,10 @@ def _check_task(config: Config) -> None:
         )
         require(all(weight > 0 for weight in task.data_weights), "--data-weights must all be greater than 0.")
     require(
+        task.task == "sanity" or not config.evaluation.stop_when_passed,
+        f"--stop-when-passed asks for the sanity test's verdict, and --task {task.task} has none; leave it out.",
+    )
+    require(
         config.evaluation.eval_temperature > 0 or config.evaluation.eval_n == 1,
         "--eval-n above 1 at --eval-temperature 0 would sample the same greedy response again; set a temperature.",
     )
@@ -300,11 +309,10 @@ def _check_going_on(config: Config, folder: Path) -> None:
         raise UsageError(f"{where} holds a {CONFIG} that cannot be read ({error}); name a new folder.") from error
     require("precision" in written, f"{where} holds a {CONFIG} that is no run's; name a new folder.")
     for group, options in config.to_dict().items():
-        for name, value in options.items():
-            before = written.get(group, {}).get(name)
-            same = {group, name} & MAY_CHANGE or json.loads(json.dumps(value)) == before
+        for name, before in written.get(group, {}).items():
+            value = options.get(name)
             require(
-                bool(same),
+                bool({group, name} & MAY_CHANGE) or json.loads(json.dumps(value)) == before,
                 f"{where} holds an unfinished run with --{name.replace('_', '-')} {before}, not {value}; give the same "
                 "options to go on, or name a new folder.",
             )

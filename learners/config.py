@@ -31,7 +31,6 @@ DEFAULTS_BY_MODEL = {
     "sampling.rollout_batch_size": (64, 64),
     "sampling.num_samples": (8, 8),
     "training.train_batch_size": (128, 128),
-    "training.learning_rate": (5e-5, 1e-6),
     "training.lr_scheduler": ("linear", "constant"),
     "training.lr_warmup_ratio": (0.1, 0.0),
     "training.max_steps": (60, None),
@@ -209,7 +208,7 @@ class TrainingOptions:
     num_ppo_epochs: int = 1
     """passes over the sampled responses of a step"""
     learning_rate: float | None = None
-    """of AdamW (embedded model: 5e-5, else 1e-6)"""
+    """of AdamW (embedded model: 5e-5, else 1e-6; with adapters 1e-3 and 4e-5)"""
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine_with_min_lr"] | None = None
     """over the updates that were applied, a skipped one does not count (embedded model: linear, else constant)"""
     lr_warmup_ratio: float | None = None
@@ -253,8 +252,14 @@ class EvaluationOptions:
     """at most so many test problems (embedded model: 256, else 512)"""
     eval_temperature: float = 0.0
     """0 is greedy"""
+    eval_top_p: float = 1.0
+    """sample from the likeliest tokens that make up this share of the probability"""
     eval_n: int = 1
     """responses per test problem"""
+    eval_k: int | None = None
+    """of pass@k, which is reported where eval_n is above 1 (default: eval_n)"""
+    stop_when_passed: bool = False
+    """sanity task only: end the run as soon as the sanity test is passed (docs/sanity.md)"""
 
 
 @dataclass
@@ -357,6 +362,9 @@ class Config:
                 setattr(getattr(self, group), name, embedded if self.is_embedded else real)
         if self.training.micro_batch_size is None and self.training.micro_batch_tokens is None:
             self.training.micro_batch_size = 64 if self.is_embedded else 1
+        if self.training.learning_rate is None:
+            whole, adapters = (5e-5, 1e-3) if self.is_embedded else (1e-6, 4e-5)
+            self.training.learning_rate = adapters if self.lora.lora_rank > 0 else whole
         if self.lora.lora_alpha is None:
             self.lora.lora_alpha = 2.0 * self.lora.lora_rank
         self.output.export_dtype = self.output.export_dtype or self.precision.train_dtype or self.precision.dtype
@@ -367,6 +375,7 @@ class Config:
         for name, default in defaults(self.objective.objective, self.objective.recipe).items():
             if getattr(self.objective, name) is None:
                 setattr(self.objective, name, default)
+        self.evaluation.eval_k = self.evaluation.eval_k or self.evaluation.eval_n
         precision = self.precision
         precision.train_dtype = precision.train_dtype or precision.dtype
         precision.sample_dtype = precision.sample_dtype or precision.dtype

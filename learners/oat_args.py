@@ -50,6 +50,7 @@ def to_oat_args(config: Config) -> PPOArgs:
         eval_steps=config.evaluation.eval_steps,
         eval_n=config.evaluation.eval_n,
         eval_temperature=config.evaluation.eval_temperature,
+        eval_top_p=config.evaluation.eval_top_p,
         eval_generate_max_length=sampling.generate_max_length,
         max_eval=config.evaluation.max_eval,
         debug=False,

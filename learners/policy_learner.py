@@ -32,13 +32,14 @@ from learners.micro_batches import deal
 from learners.mismatch import derive, measure
 from learners.objectives import OBJECTIVES, PolicyBatch, reference_kl
 from learners.precision import NAMES, TORCH_DTYPES, NonFiniteError, Precision
-from learners.processes import Processes, across_processes, gather
+from learners.processes import Processes, across_processes, from_first, gather
 from learners.rollout import RolloutBatch
 from learners.run_files import CHECKPOINTS
 from learners.run_log import RunLog
 from learners.step import Step
 from learners.strategy import PrecisionStrategy, StepReport
 from learners.tally import Tally
+from tasks.accuracy import Accuracy
 from tasks.prompts import Prompt, PromptStream
 
 
@@ -78,7 +79,7 @@ class PolicyLearner(PPOLearner):
         self.stream = PromptStream(prompts, config.sampling.rollout_batch_size, config.training.seed)
         self.eval_prompts = eval_prompts
         self.max_steps = config.training.max_steps or self.stream.steps_per_epoch * config.training.num_prompt_epoch
-        log.max_steps = self.max_steps
+        log.max_steps, log.steps_per_epoch = self.max_steps, self.stream.steps_per_epoch
         self.interruption = Interruption()
         self.checkpoints = Checkpoints(log.folder / CHECKPOINTS, config.output.keep)
         self._init(args, [])
@@ -159,13 +160,17 @@ class PolicyLearner(PPOLearner):
             metrics["time/sync"] = self.sync_params_to_actors()
             self.in_progress, self.steps_done = None, step.number
             metrics["time/step"] = time.perf_counter() - started
-            interval, last = self.args.eval_steps, step.number == self.max_steps
+            passed = self._may_stop_as_passed(metrics["train/reward"])
+            interval, last = self.args.eval_steps, step.number == self.max_steps or passed
             if interval > 0 and (step.number % interval == 0 or last):
-                metrics |= self.evaluate(step.number)
+                metrics |= self.evaluate()
             self.log.step(step.number, metrics)
             every = self.config.output.save_every
             if every > 0 and (step.number % every == 0 or last):
                 self.save_checkpoint()
+            if passed:
+                self.log.say(f"the sanity test is passed after {step.number} steps, and the run was to stop then")
+                break
             self._stop_if_told()
         self.save_models()
 
@@ -228,6 +233,12 @@ class PolicyLearner(PPOLearner):
         """A seed for the sampling or shuffling of one step, the same whatever came before."""
         return int(np.random.SeedSequence([self.args.seed, *key]).generate_state(1)[0])
 
+    def _may_stop_as_passed(self, reward: float) -> bool:
+        """Whether the run is to end at this step, whose reward the log has not been told of yet; same everywhere."""
+        if not self.config.evaluation.stop_when_passed:
+            return False
+        return bool(from_first(self.log.sanity_verdict(reward)))
+
     def _stop_if_told(self) -> None:
         name = self.interruption.requested()
         if name is None:
@@ -241,10 +252,9 @@ class PolicyLearner(PPOLearner):
         raise Stopped(f"{name}: stopped {where} of {self.max_steps} steps{kept}")
 
     def close(self) -> None:
-        """Give back what both engines hold, in order."""
+        """Give back what both engines hold."""
         self.actor.engine.close()
         self.engine.destroy()
-        torch.distributed.destroy_process_group()
 
     # ------------------------------------------------------------------------------------------------ learning
 
@@ -475,14 +485,22 @@ class PolicyLearner(PPOLearner):
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
-    def evaluate(self, step: int) -> dict[str, float]:
-        """Accuracy on the held-out problems at the current weights; {} if there are none."""
+    def evaluate(self) -> dict[str, float]:
+        """Accuracy on the held-out problems at the current weights, shared among the engines; {} if there are none."""
         if not self.eval_prompts:
             return {}
         started = time.perf_counter()
-        _, rewards = self.actor.evaluate(self.eval_prompts, seed=self._seed(step))
-        return {"eval/accuracy": float(np.mean(rewards == 1)), "time/evaluate": time.perf_counter() - started}
+        made = self.actor.evaluate(self.processes.prompts_of_engine(self.eval_prompts), seed=self.args.seed)
+        parts = [part for part in gather(made if self.processes.first_of_engine else None) if part is not None]
+        rewards, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        accuracy = Accuracy.of(rewards == 1, self.config.evaluation.eval_k)
+        metrics = {"eval/accuracy": accuracy.mean, "eval/response_length": float(lengths.mean())}
+        if accuracy.stderr is not None:
+            metrics["eval/accuracy_stderr"] = accuracy.stderr
+        if self.args.eval_n > 1:
+            metrics["eval/pass_at_k"] = accuracy.pass_at_k
+        return metrics | {"time/evaluate": time.perf_counter() - started}
 
     def evaluate_and_log(self, step: int) -> None:
         if self.args.eval_steps > 0 and self.eval_prompts:
-            self.log.evaluation(step, self.evaluate(step))
+            self.log.evaluation(step, self.evaluate())

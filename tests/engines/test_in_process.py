@@ -79,6 +79,41 @@ def test_sampling_is_a_function_of_the_seed(learner):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_evaluations_at_the_same_weights_are_the_same(learner):
+    learner.args.eval_n, learner.config.evaluation.eval_k = 4, 2
+    greedy, learner.actor.eval_sampling_params.temperature = learner.actor.eval_sampling_params.temperature, 1.0
+    try:
+        first, second = ({k: v for k, v in learner.evaluate().items() if k != "time/evaluate"} for _ in range(2))
+        rewards, lengths = learner.actor.evaluate(learner.eval_prompts, learner.args.seed)
+        other, _ = learner.actor.evaluate(learner.eval_prompts, learner.args.seed + 1)
+    finally:
+        learner.args.eval_n, learner.config.evaluation.eval_k = 1, 1
+        learner.actor.eval_sampling_params.temperature = greedy
+    assert first == second
+    assert rewards.shape == lengths.shape == (32, 4)
+    assert (rewards != other).any(), "another seed, other responses"
+    assert len({tuple(row) for row in lengths}) > 8, "the responses to a problem differ"
+    assert first["eval/accuracy"] == (rewards == 1).mean() > 0.5
+    assert first["eval/accuracy"] <= first["eval/pass_at_k"] <= (rewards == 1).any(axis=1).mean()
+    assert 0 < first["eval/accuracy_stderr"] < 0.1
+
+
+def test_prompts_that_exceed_one_engine_step_together_are_sampled_all_the_same(learner):
+    """vLLM would cut one of them in two, and cannot take back a seeded draw on a CPU."""
+    from actors.responses import Request, sample_stream
+
+    prompt = learner.eval_prompts[0]
+    long = (prompt.token_ids * 30)[:30]
+    requests = [Request(seed, long, prompt.reference, seed) for seed in range(250)]  # 7,500 tokens; a step takes 4,096
+    params = learner.actor.eval_sampling_params
+    greedy, params.temperature = params.temperature, 1.0
+    try:
+        made = [r for finished in sample_stream(learner.actor.engine, requests, params, 250) for r in finished]
+    finally:
+        params.temperature = greedy
+    assert sorted(response.request.key for response in made) == list(range(250))
+
+
 def test_a_truncated_response_earns_nothing(learner):
     prompts = learner.stream.batch(1)[:8]
     limit = learner.actor.sampling_params.max_tokens

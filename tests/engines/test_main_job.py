@@ -1,14 +1,10 @@
 """The real command line, from the first prompt to the plot, on the embedded model."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.engines.conftest import Run
 
 pytestmark = pytest.mark.engines
 
@@ -18,30 +14,6 @@ precision/grad_norm reward/timeouts time/sample time/grade time/learn time/sync 
 throughput/learn_tokens_per_s""".split()
 SUMMARY_KEYS = """dtype steps initial_reward final_reward initial_accuracy final_accuracy wall_seconds skipped_updates
 mismatch_abs_prob_diff_mean""".split()
-
-
-class Run:
-    """A finished run of train.py."""
-
-    def __init__(self, folder, *arguments: str):
-        self.folder = folder
-        command = [sys.executable, str(ROOT / "train.py"), f"--output-dir={folder}", *arguments]
-        if not any(argument.startswith("--wandb") for argument in arguments):
-            command.append("--wandb=disabled")
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=folder.parent)
-        assert done.returncode == 0, done.stderr[-3000:]
-        self.output = done.stdout
-        self.metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        self.summary = json.loads((folder / "summary.json").read_text())
-
-
-def without_times(records: list[dict]) -> list[dict]:
-    return [{k: v for k, v in r.items() if not k.startswith(("time/", "throughput/", "eval/"))} for r in records]
-
-
-@pytest.fixture(scope="module")
-def default_run(tmp_path_factory):
-    return Run(tmp_path_factory.mktemp("default") / "run", "--dtype", "fp16")
 
 
 @pytest.fixture(scope="module")
@@ -138,29 +110,3 @@ def test_a_dataset_and_a_local_model_in_place_of_the_embedded_ones(tmp_path):
     )  # fmt: skip
     assert 0.2 < run.summary["initial_reward"] < 0.95
     assert run.summary["steps"] == 2
-
-
-def test_interrupting_keeps_what_is_there_and_the_same_seed_gives_the_same_metrics(default_run, tmp_path):
-    folder = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train.py"), f"--output-dir={folder}", "--wandb=disabled", "--eval-steps=0"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs are started with it ignored
-    )  # fmt: skip
-    try:
-        metrics = folder / "metrics.jsonl"
-        deadline = time.time() + 180
-        while time.time() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
-            time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, output[-2000:]
-    assert "Traceback" not in output
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["status"] == "interrupted"
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert summary["steps"] == len(records) >= 2
-    assert without_times(records) == without_times(default_run.metrics[: len(records)])
-    assert (folder / "reward.png").exists()

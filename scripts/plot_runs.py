@@ -1,0 +1,60 @@
+"""Compare runs: `python scripts/plot_runs.py runs/objectives` or `python scripts/plot_runs.py RUN RUN ...`.
+
+Draws reward, accuracy, mismatch, loss scale, gradient norm and response length over steps and over wall time, as PNG
+and PDF, and prints the table of final values. Runs that differ in their seed alone are one line: the mean, with a band
+of one standard deviation. FP16 is solid, BF16 dashed.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import tyro
+
+from tasks.errors import UsageError
+
+
+@dataclass
+class Arguments:
+    """Draw what runs recorded, and print what they ended with."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """folders of runs, or folders that hold runs, such as a sweep's"""
+    output_dir: Path | None = None
+    """where the figures and table.md go (default: plots/ in the first folder)"""
+
+
+def main(arguments: Arguments) -> int:
+    """Draw as told; returns the exit code."""
+    from scripts.analysis.runs import find_runs, group_runs, markdown, print_table, table_of
+
+    if not arguments.runs:
+        raise UsageError("Name at least one run, or a folder of runs.")
+    groups = group_runs(find_runs(arguments.runs))
+    folder = arguments.output_dir or arguments.runs[0] / "plots"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output-dir {folder} cannot be written ({error.strerror}); name another.") from error
+    rows = table_of(groups)
+    (folder / "table.md").write_text(markdown(rows))
+    print_table(rows)
+    from scripts.analysis import run_figures, style
+
+    figures = run_figures.draw_all(groups)
+    for name, figure in figures.items():
+        style.save(figure, folder / name)
+    print(f"written to {folder}/: table.md, and as .png and .pdf {', '.join(figures)}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Arguments)))
+    except UsageError as error:
+        print(f"plot_runs.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,75 @@
+"""Five updates on a fixed batch by the learner alone: `fixed_batch.py OUT [--stages 1 2 3] [train.py's options]`.
+
+Run as one process or under torchrun; writes the FP32 masters after each run as OUT-<stage>.safetensors.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from safetensors.torch import save_file
+
+import train
+from actors.launch import Launch
+from learners.config import parse
+
+
+def fixed_batch(responses: int = 64):
+    """Responses of 1 to 20 random tokens with random log mu and rewards, the same in every process."""
+    from learners.rollout import RolloutBatch
+
+    generator = torch.Generator().manual_seed(0)
+    width = 28
+    prompts = torch.randint(4, 8, (responses, 1), generator=generator)
+    lengths = prompts + torch.randint(1, 20, (responses, 1), generator=generator)
+    places = torch.arange(width)
+    inside = (places[1:] >= prompts) & (places[1:] < lengths)
+    return RolloutBatch(
+        input_ids=torch.randint(3, 98, (responses, width), generator=generator) * (places < lengths),
+        attention_mask=(places < lengths).long(),
+        response_mask=inside,
+        mu_logp=(-5 * torch.rand(responses, width - 1, generator=generator)) * inside,
+        rewards=torch.randint(0, 2, (responses,), generator=generator).float(),
+        kept=torch.ones(responses, dtype=torch.bool),
+        advantages=torch.randn(responses, generator=generator),
+    )
+
+
+def five_updates(out: str, stage: int, arguments: list[str]) -> None:
+    config = parse(
+        [f"--zero-stage={stage}", "--dtype=fp32", "--rollout-batch-size=8", "--train-batch-size=16", "--max-steps=5",
+         "--lr-scheduler=constant", "--lr-warmup-ratio=0", "--learning-rate=1e-4", "--objective=grpo-token-tis",
+         "--eval-steps=0", f"--output-dir={out}-run", *arguments]
+    )  # fmt: skip
+    task, prompts, _ = train.load_task(config)
+    train.prepare(config)
+    from learners.oat_args import to_oat_args
+    from learners.policy_learner import PolicyLearner
+    from learners.precision import Precision
+    from learners.processes import Processes
+    from learners.run_log import NoLog
+    from learners.step import Step
+    from learners.weights import master
+
+    launch = Launch.from_environment()
+    learner = PolicyLearner(
+        config, to_oat_args(config), Precision.of(config.precision), prompts, [], NoLog(Path(out)),
+        Processes(launch.rank, launch.world_size),
+    )  # fmt: skip
+    learner.learn(Step(1, fixed_batch(), times={}))  # four updates
+    more = fixed_batch()
+    learner.learn(Step(2, more.select(torch.arange(16)), times={}))
+    assert learner.policy_sgd_step == 5
+    masters = {name: master(p).detach().clone().contiguous() for name, p in learner.causal_lm.named_parameters()}
+    if launch.rank == 0:
+        save_file(masters, f"{out}-{stage}.safetensors")
+    learner.engine.destroy()
+    task.close()
+
+
+if __name__ == "__main__":
+    where, stages, *rest = sys.argv[1:]
+    for each in stages.split(","):
+        five_updates(where, int(each), rest)

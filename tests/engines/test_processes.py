@@ -1,0 +1,123 @@
+"""Several processes on this machine: what is learned does not depend on how many there are, nor on the ZeRO stage."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.engines
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+def two_processes(*command: str) -> list[str]:
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
+        f"--master-port={free_port()}", *command,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def masters(tmp_path_factory):
+    """FP32 masters after five updates on one fixed batch, by how they were trained."""
+    out = tmp_path_factory.mktemp("fixed")
+    script = str(ROOT / "tests" / "engines" / "fixed_batch.py")
+    runs = {
+        "one": [sys.executable, script, str(out / "one"), "2"],
+        "tokens": [sys.executable, script, str(out / "tokens"), "1,3", "--micro-batch-tokens=90"],
+        "two": two_processes(script, str(out / "two"), "1,2,3"),
+        "two-tokens": two_processes(script, str(out / "two-tokens"), "2", "--micro-batch-tokens=90"),
+    }
+    for command in runs.values():
+        done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return {path.stem: load_file(path) for path in out.glob("*.safetensors")}
+
+
+def apart(one: dict, other: dict) -> float:
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize("name", ["tokens-1", "tokens-3", "two-1", "two-2", "two-3", "two-tokens-2"])
+def test_parameters_are_those_of_one_process_with_zero_2(masters, name):
+    from transformers import AutoModelForCausalLM
+
+    from tasks.arithmetic.model import CHECKPOINT
+
+    start = AutoModelForCausalLM.from_pretrained(CHECKPOINT).float()
+    moved = apart({n: p.detach() for n, p in start.named_parameters()}, masters["one-2"])
+    assert moved > 3e-4, "the updates changed next to nothing, so this test shows nothing"
+    assert apart(masters["one-2"], masters[name]) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory):
+    """Three steps of the real thing in two processes that share one engine, parameters and optimiser cut up."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    options = ["--zero-stage=3", "--tensor-parallel=2", "--max-steps=3", "--eval-steps=3", "--max-eval=64"]
+    command = two_processes(str(ROOT / "train.py"), f"--output-dir={folder}", "--wandb=disabled", *options)
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_two_processes_sample_and_train_as_one_program(run_of_two):
+    folder, output = run_of_two
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3], "one process writes, and only one"
+    assert output.count("precision: learner fp16") == 1
+    for record in records:
+        assert 0.5 < record["train/reward"] < 0.95
+        assert record["mismatch/abs_prob_diff_mean"] < 6e-4, "the sampler does not have the learner's weights"
+    assert 0.8 < records[-1]["eval/accuracy"] <= 1
+
+
+def test_a_run_of_two_goes_on_as_one_process_with_another_stage(run_of_two):
+    folder, _ = run_of_two
+    other = folder.parent / "goes-on"
+    command = [
+        sys.executable, str(ROOT / "train.py"), f"--output-dir={other}", "--wandb=disabled", "--zero-stage=2",
+        f"--resume={folder}/checkpoints/step-000003", "--max-steps=4", "--eval-steps=0",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (record,) = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
+    assert (record["step"], record["train/updates"]) == (4, 16)
+    assert record["mismatch/abs_prob_diff_mean"] < 6e-4
+
+
+def test_a_process_that_dies_takes_the_other_down_with_it(tmp_path):
+    folder = tmp_path / "run"
+    command = two_processes(str(ROOT / "train.py"), f"--output-dir={folder}", "--wandb=disabled", "--eval-steps=0")
+    process = subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        metrics, deadline = folder / "metrics.jsonl", time.time() + 240
+        while time.time() < deadline and not (metrics.exists() and metrics.read_text()):
+            time.sleep(0.5)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(pid) for pid in children if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(workers) == 2
+        os.kill(workers[1], signal.SIGKILL)
+        killed = time.time()
+        output, _ = process.communicate(timeout=60)
+        assert time.time() - killed < 60
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "SIGKILL" in output or "Signal 9" in output
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
