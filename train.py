@@ -11,11 +11,15 @@ STARTED = time.perf_counter()
 
 from actors.launch import Launch
 from learners.config import Config, parse
+from learners.presets import table
 from tasks.errors import UsageError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run as told; returns the exit code: 0 done or stopped in good order, 2 refused, 130 interrupted, 1 failed."""
+    if "--list-presets" in (sys.argv[1:] if arguments is None else arguments):
+        print(table())
+        return 0
     try:
         config = parse(arguments)
         task, prompts, eval_prompts = load_task(config)

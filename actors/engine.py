@@ -52,6 +52,8 @@ class SamplingEngine:
         arguments = {}
         if torch.cuda.is_available():
             arguments |= {"gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
+            # Of vLLM's kernels for a mixture of experts, Triton's leaves the weights as they are loaded.
+            arguments["moe_backend"] = "triton"
         else:
             keep_linear_weights_in_place()
             _leave_memory_unbound()
@@ -92,6 +94,8 @@ class SamplingEngine:
         """
         with torch.no_grad():
             self.model.load_weights(named_tensors)
+            if not torch.cuda.is_available():
+                _repack_experts(self.model)
         self.llm.reset_prefix_cache()
 
     def parameter_dtypes(self) -> set[torch.dtype]:
@@ -141,6 +145,15 @@ def keep_linear_weights_in_place() -> None:
         layer.cpu_linear = torch.nn.functional.linear
 
     utils.dispatch_cpu_unquantized_gemm = multiply_with_torch
+
+
+def _repack_experts(model: torch.nn.Module) -> None:
+    """On a CPU, vLLM packs the weights of a mixture's experts when it starts, in place; what was loaded over them
+    since is not packed."""
+    for module in model.modules():
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if kernel is not None:
+            kernel.fused_experts.process_weights_after_loading(module)
 
 
 def _leave_memory_unbound() -> None:

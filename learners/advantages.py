@@ -31,4 +31,21 @@ def group_std(rewards: Tensor, group_size: int) -> Tensor:
     return (group_mean(rewards, group_size).view(-1, group_size) / (spread + 1e-8)).flatten()
 
 
+def overlong_punishment(lengths: Tensor, max_length: int, buffer: int) -> Tensor:
+    """DAPO's soft punishment of long responses (arXiv 2503.14476, eq. 13): 0 up to ``max_length - buffer`` tokens, then
+    falling linearly to -1 at ``max_length``; what is added to the reward.
+
+    Args:
+        lengths: (B,) tokens.
+        max_length: of a response, tokens.
+        buffer: the last so many of them are punished; 0 punishes nothing.
+
+    Returns:
+        (B,) FP32, from -1 to 0.
+    """
+    if not buffer:
+        return lengths.new_zeros(lengths.shape).float()
+    return ((max_length - buffer - lengths) / buffer).float().clamp(-1.0, 0.0)
+
+
 ADVANTAGES = {"group-mean": group_mean, "leave-one-out": leave_one_out, "group-std": group_std}

@@ -11,6 +11,7 @@ from actors.launch import Launch
 from learners.model_files import read_model_config
 from learners.objectives import OBJECTIVES, THRESHOLDS
 from learners.run_files import CHECKPOINTS, CONFIG, MANIFEST, SUMMARY
+from tasks.arithmetic.problems import LEVELS
 from tasks.errors import UsageError, require
 from tasks.registry import TASKS
 
@@ -29,6 +30,7 @@ def check(config: Config, asked_for: dict) -> None:
         UsageError: with one sentence that says what to do.
     """
     _check_numbers(config)
+    _check_companions(config, asked_for)
     _check_batches(config, asked_for["training"])
     _check_devices(config)
     _check_lora(config, asked_for["lora"])
@@ -52,6 +54,8 @@ def _check_numbers(config: Config) -> None:
         "num-ppo-epochs": training.num_ppo_epochs,
         "num-prompt-epoch": training.num_prompt_epoch,
         "max-steps": 1 if training.max_steps is None else training.max_steps,
+        "max-sampling-rounds": 1 if sampling.max_sampling_rounds is None else sampling.max_sampling_rounds,
+        "adam-eps": training.adam_eps,
         "train-problems": config.task.train_problems,
         "eval-n": evaluation.eval_n,
         "max-eval": evaluation.max_eval,
@@ -63,6 +67,8 @@ def _check_numbers(config: Config) -> None:
         require(value > 0, f"--{name} is {value:g}; it must be greater than 0.")
     not_negative = {
         "eval-steps": evaluation.eval_steps,
+        "lr-warmup-steps": training.lr_warmup_steps or 0,
+        "overlong-buffer": sampling.overlong_buffer,
         "eval-temperature": evaluation.eval_temperature,
         "log-samples": config.output.log_samples,
         "save-every": config.output.save_every,
@@ -79,9 +85,26 @@ def _check_numbers(config: Config) -> None:
     )
     require(0 < sampling.vllm_gpu_ratio < 1, "--vllm-gpu-ratio is a share of the GPU's memory, between 0 and 1.")
     require(0 <= training.lr_warmup_ratio < 1, "--lr-warmup-ratio is a share of the updates, from 0 to below 1.")
+    require(
+        sampling.overlong_buffer <= sampling.generate_max_length,
+        f"--overlong-buffer {sampling.overlong_buffer} is the end of --generate-max-length, which is "
+        f"{sampling.generate_max_length}; make it shorter.",
+    )
     require(training.seed < 2**32, "--seed must be below 2^32.")
     for name in ("adam_beta_1", "adam_beta_2"):
         require(0 <= getattr(training, name) < 1, f"--{name.replace('_', '-')} must lie in [0, 1).")
+
+
+def _check_companions(config: Config, asked_for: dict) -> None:
+    require(
+        config.sampling.dynamic_sampling or config.sampling.max_sampling_rounds is None,
+        "--max-sampling-rounds belongs to dynamic sampling; add --dynamic-sampling True.",
+    )
+    warm_up = asked_for["training"]
+    require(
+        warm_up["lr_warmup_steps"] is None or warm_up["lr_warmup_ratio"] is None,
+        "--lr-warmup-steps and --lr-warmup-ratio say the same in two units; give one of the two.",
+    )
 
 
 def _check_batches(config: Config, asked_for: dict) -> None:
@@ -202,7 +225,15 @@ def _check_task(config: Config) -> None:
     else:
         require(not task.data, f"--data is not used by --task {task.task}; add --task math to train on it.")
         require(task.eval_data is None, f"--eval-data is not used by --task {task.task}; leave it out.")
-        require(config.is_embedded or task.prompt_template == "no", "--task arithmetic has no use for a template.")
+        require(
+            not config.is_embedded or task.prompt_template == "no",
+            "The embedded model knows bare sums only; leave --prompt-template out, or name another --model.",
+        )
+        unknown = set(task.arithmetic_levels) - set(LEVELS)
+        require(
+            bool(task.arithmetic_levels) and not unknown,
+            f"--arithmetic-levels takes one or more of {', '.join(map(str, LEVELS))}.",
+        )
     if task.data_weights:
         require(
             len(task.data_weights) == len(task.data),
@@ -249,7 +280,7 @@ def _check_folder(option: str, folder: Path) -> None:
 
 # Options that may be others when a run goes on; any other change would make it another run.
 MAY_CHANGE = {
-    "output", "trust_remote_code", "attn_implementation", "gradient_checkpointing", "vllm_gpu_ratio",
+    "output", "preset", "trust_remote_code", "attn_implementation", "gradient_checkpointing", "vllm_gpu_ratio",
     "vllm_sleep_level", "tensor_parallel", "enforce_eager", "enable_prefix_caching", "micro_batch_size",
     "micro_batch_tokens", "zero_stage", "offload", "cpu_half", "lora_sync", "eval_steps",
 }  # fmt: skip
@@ -288,7 +319,12 @@ def _check_going_on(config: Config, folder: Path) -> None:
 
 
 def _check_model(config: Config) -> None:
-    context = read_model_config(config).get("max_position_embeddings")
+    content = read_model_config(config)
+    require(
+        not config.model.router_fp32 or any("experts" in key and value for key, value in content.items()),
+        f"--router-fp32 is for mixtures of experts, and --model {config.model.model} is none; leave it out.",
+    )
+    context = content.get("max_position_embeddings")
     require(
         context is None or config.max_model_len <= context,
         f"--prompt-max-length {config.task.prompt_max_length} and --generate-max-length "

@@ -2,10 +2,11 @@
 
 Names are Oat's, or the field's, wherever the idea is the same. `None` means "by the model": the embedded model and a
 real one want different batches, lengths and rates, and `Config.resolve` fills them in from one table, below. The
-resolved options are what config.json holds.
+resolved options are what config.json holds. A preset (learners/presets.py) fills in what the command line leaves out.
 """
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
@@ -15,7 +16,9 @@ from learners.advantages import ADVANTAGES
 from learners.aggregation import Aggregation
 from learners.checks import check
 from learners.objectives import OBJECTIVES, RECIPES, defaults
+from learners.presets import fill_in
 from tasks.arithmetic.model import CHECKPOINT
+from tasks.arithmetic.problems import EMBEDDED_LEVELS
 from tasks.registry import TASKS
 from tasks.templates import TEMPLATES
 
@@ -34,6 +37,14 @@ DEFAULTS_BY_MODEL = {
     "evaluation.eval_steps": (20, 20),
     "evaluation.max_eval": (256, 512),
 }
+
+
+@dataclass
+class OriginOptions:
+    """Where the options come from that are not given."""
+
+    preset: str | None = None
+    """an experiment by name, whose values fill in what is not given; `train.py --list-presets` shows them all"""
 
 
 @dataclass
@@ -81,6 +92,8 @@ class ModelOptions:
     """the learner's attention; auto is sdpa on a GPU and eager on a CPU"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more time"""
+    router_fp32: bool = False
+    """mixtures of experts only: compute the learner's router, logits and scores, in FP32"""
 
 
 @dataclass
@@ -106,6 +119,8 @@ class TaskOptions:
     """longer prompts are dropped, and counted; tokens (embedded model: 32, else 1024)"""
     train_problems: int = 2048
     """arithmetic, reasoning-gym: number of training problems"""
+    arithmetic_levels: tuple[int, ...] = EMBEDDED_LEVELS
+    """arithmetic only: which additions; 0: one digit each, 1: two, 2: three and two, 3: three"""
 
 
 @dataclass
@@ -132,6 +147,12 @@ class SamplingOptions:
     """share the cache of common prompt prefixes; it is emptied at every synchronisation"""
     ignore_no_eos: bool = False
     """leave truncated responses out of the loss instead of training on reward 0"""
+    dynamic_sampling: bool = False
+    """drop prompts whose responses all earn the same and sample further ones until the batch is full (DAPO)"""
+    max_sampling_rounds: int | None = None
+    """dynamic sampling only: at most so many rounds a step; dropped prompts then fill the batch (default 10)"""
+    overlong_buffer: int = 0
+    """of the last so many tokens of generate_max_length each costs 1/so many of reward (DAPO); tokens, 0 is off"""
 
 
 @dataclass
@@ -192,8 +213,11 @@ class TrainingOptions:
     """over the updates that were applied, a skipped one does not count (embedded model: linear, else constant)"""
     lr_warmup_ratio: float | None = None
     """share of the updates over which the rate rises from 0 (embedded model: 0.1, else 0)"""
+    lr_warmup_steps: int | None = None
+    """the same in steps instead (default: lr_warmup_ratio of all)"""
     adam_beta_1: float = 0.9
     adam_beta_2: float = 0.95
+    adam_eps: float = 1e-8
     weight_decay: float = 0.0
     """of AdamW, on weight matrices"""
     max_norm: float = 1.0
@@ -274,6 +298,7 @@ class Config:
     With no option it trains the embedded model on the embedded task on whatever device is there.
     """
 
+    origin: OriginOptions = field(default_factory=OriginOptions)
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     task: TaskOptions = field(default_factory=TaskOptions)
@@ -301,6 +326,11 @@ class Config:
     def updates_per_step(self) -> int:
         return self.sequences_per_step // self.training.train_batch_size * self.training.num_ppo_epochs
 
+    def warmup_updates(self, updates: int) -> int:
+        """Of so many updates, those over which the learning rate rises."""
+        steps = self.training.lr_warmup_steps
+        return round(updates * self.training.lr_warmup_ratio) if steps is None else steps * self.updates_per_step
+
     @property
     def sleeps(self) -> bool:
         """Whether vLLM sleeps while the learner works."""
@@ -310,6 +340,19 @@ class Config:
     def max_model_len(self) -> int:
         """Longest prompt and response together, in tokens."""
         return self.task.prompt_max_length + self.sampling.generate_max_length
+
+    @property
+    def groups(self) -> list:
+        """The dataclasses of options, in the order of --help."""
+        return list(vars(self).values())
+
+    def has(self, name: str) -> bool:
+        """Whether one of the groups holds an option of that name."""
+        return any(name in vars(group) for group in self.groups)
+
+    def option(self, name: str) -> tuple[object, str]:
+        """The group that holds an option, and its name: what getattr and setattr take."""
+        return next(group for group in self.groups if name in vars(group)), name
 
     def resolve(self) -> None:
         """Fill in every option that was left to the model, the task or the objective. At most a card.json is read."""
@@ -327,6 +370,8 @@ class Config:
         self.output.export_dtype = self.output.export_dtype or self.precision.train_dtype or self.precision.dtype
         if self.task.prompt_template is None:
             self.task.prompt_template = TASKS[self.task.task].template(self.task)
+        if self.sampling.max_sampling_rounds is None and self.sampling.dynamic_sampling:
+            self.sampling.max_sampling_rounds = 10
         for name, default in defaults(self.objective.objective, self.objective.recipe).items():
             if getattr(self.objective, name) is None:
                 setattr(self.objective, name, default)
@@ -335,7 +380,7 @@ class Config:
         precision.train_dtype = precision.train_dtype or precision.dtype
         precision.sample_dtype = precision.sample_dtype or precision.dtype
         if self.output.name is None:
-            self.output.name = f"{self.task.task}-{self.objective.objective}-{precision.label}"
+            self.output.name = f"{self.origin.preset or self.task.task}-{self.objective.objective}-{precision.label}"
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -351,11 +396,30 @@ def parse(arguments: list[str] | None = None) -> Config:
         SystemExit: with code 2 on an unknown option or value (printed by tyro), 0 after ``--help``.
         UsageError: options that contradict each other or that a later step would trip over.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     config = tyro.cli(
         Annotated[Config, tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff],
         args=arguments,
         prog="train.py",
     )
+    return complete(config, arguments)
+
+
+def complete(config: Config, arguments: list[str]) -> Config:
+    """Fill in what the command line left out, from the preset and by the model, and check the whole.
+
+    Args:
+        config: as parsed.
+        arguments: the words that it was parsed from; an option that they name is never overruled.
+
+    Raises:
+        UsageError: as in `parse`.
+    """
+    if config.origin.preset is not None:
+        named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")}
+        chosen = {name: getattr(*config.option(name)) for name in named if config.has(name)}
+        for name, value in fill_in(config.origin.preset, chosen).items():
+            setattr(*config.option(name), value)
     asked_for = dataclasses.asdict(config)
     config.resolve()
     check(config, asked_for)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from learners.lora import add_adapters
 from learners.precision import NAMES, NonFiniteError, Precision
+from learners.routers import route_in_fp32
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,6 +33,8 @@ def load_model(config: Config, precision: Precision) -> torch.nn.Module:
         trust_remote_code=config.model.trust_remote_code,
     )
     model.config.use_cache = False
+    if config.model.router_fp32:
+        route_in_fp32(model)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise NonFiniteError(

@@ -20,9 +20,10 @@ from transformers.trainer import get_scheduler
 from actors import runtime
 from actors.math_actor import MathActor
 from learners import lora, weights
-from learners.advantages import ADVANTAGES
+from learners.advantages import ADVANTAGES, overlong_punishment
 from learners.aggregation import UpdateCounts, aggregate
 from learners.checkpoint import Checkpoints, name_of
+from learners.collect import Collected, collect_mixed
 from learners.config import Config
 from learners.interruption import Interruption, Stopped
 from learners.loading import load_model, with_adapters
@@ -97,14 +98,18 @@ class PolicyLearner(PPOLearner):
         if args.gradient_checkpointing:
             policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = self.strategy.create_optimizer(
-            self.model, lr=args.learning_rate, betas=(args.adam_beta_1, args.adam_beta_2), weight_decay=args.l2
+            self.model,
+            lr=args.learning_rate,
+            betas=(args.adam_beta_1, args.adam_beta_2),
+            eps=self.config.training.adam_eps,
+            weight_decay=args.l2,
         )
         updates = self.max_steps * self.config.updates_per_step
         minimum = {"min_lr": args.learning_rate * 0.1} if args.lr_scheduler == "cosine_with_min_lr" else {}
         self.scheduler = get_scheduler(
             args.lr_scheduler,
             self.optimizer,
-            num_warmup_steps=round(updates * args.lr_warmup_ratio),
+            num_warmup_steps=self.config.warmup_updates(updates),
             num_training_steps=updates,
             scheduler_specific_kwargs=minimum,
         )
@@ -112,6 +117,7 @@ class PolicyLearner(PPOLearner):
         self.engine = self.model.model
         self.causal_lm = self.engine.module.causal_lm
         self.engine.module.check()
+        self.prompts_drawn = 0  # by dynamic sampling, over all epochs: where its next step goes on
         self.query_step = self.policy_sgd_step = self.skipped_updates = self.pi_beta_version = 0
         self.steps_done, self.in_progress = 0, None
 
@@ -170,22 +176,58 @@ class PolicyLearner(PPOLearner):
 
     def collect(self, number: int) -> Step:
         """Sample and grade the prompts of a step, and gather the responses of all processes."""
-        prompts = self.processes.prompts_of_engine(self.stream.batch(number))
-        transitions = self.actor.sample(prompts, seed=self._seed(number, self.processes.engine))
+        sampled = {}
+        if self.config.sampling.dynamic_sampling:
+            collected = self._collect_mixed(number)
+            prompts, transitions, sampled = collected.prompts, collected.transitions, collected.metrics()
+        else:
+            prompts = self.processes.prompts_of_engine(self.stream.batch(number))
+            transitions = self.actor.sample(prompts, seed=self._seed(number, self.processes.engine))
         self.log.samples(number, prompts, transitions, self.args.num_samples)
         parts = gather(RolloutBatch.from_transitions(self.processes.share_of_engine(transitions)))
         batch = RolloutBatch.concatenate(parts)
         self.query_step += len(batch)
-        batch.advantages = self.advantage(batch.rewards, self.args.num_samples)
+        punishment = overlong_punishment(
+            batch.response_mask.sum(1), self.args.generate_max_length, self.config.sampling.overlong_buffer
+        )
+        batch.advantages = self.advantage(batch.rewards + punishment, self.args.num_samples)
         info = transitions[0].info
         seconds = torch.tensor([info["actor/generate_time"], info["actor/verify_time"]], dtype=torch.float64)
         sample, grade = across_processes(seconds, "max").tolist()
-        times = {"time/sample": sample, "time/grade": grade}
-        times["reward/timeouts"] = info["reward/timeouts"]
+        times = {"time/sample": sample, "time/grade": grade} | sampled
         times["throughput/sample_tokens_per_s"] = batch.response_mask.sum().item() / sample
+        if self.config.sampling.overlong_buffer:
+            times["train/overlong_punishment"] = punishment.mean().item()
+        counted = torch.tensor([float(info["reward/timeouts"] * self.processes.first_of_engine)])
+        times["reward/timeouts"] = across_processes(counted, "sum").item()
         step = Step(number, batch, times)
         step.tally.add("train/truncated", torch.tensor(float(info["actor/no_eos_count"])), count=info["actor/num_data"])
         return step
+
+    def _collect_mixed(self, number: int) -> Collected:
+        """Dynamic sampling: goes on in the prompts where the last step stopped (`prompts_drawn`)."""
+        here, engines = self.processes, self.processes.engines
+
+        def draw(count: int) -> list[Prompt]:
+            prompts = self.stream.take(self.prompts_drawn, count * engines)
+            self.prompts_drawn += count * engines
+            return here.prompts_of_engine(prompts)
+
+        options = self.config.sampling
+        collected = collect_mixed(
+            draw,
+            lambda prompts, turn: self.actor.sample(prompts, seed=self._seed(number, here.engine, turn)),
+            wanted=options.rollout_batch_size // engines,
+            group_size=self.args.num_samples,
+            max_rounds=options.max_sampling_rounds,
+            largest=lambda own: int(across_processes(torch.tensor([float(own)]), "max").item()),
+        )
+        if collected.filled:
+            self.log.say(
+                f"step {number}: in {options.max_sampling_rounds} rounds {collected.filled} prompts too few had "
+                "responses of different reward; others fill the batch, without an advantage"
+            )
+        return collected
 
     def _seed(self, *key: int) -> int:
         """A seed for the sampling or shuffling of one step, the same whatever came before."""
@@ -423,7 +465,8 @@ class PolicyLearner(PPOLearner):
         self.sync_params_to_actors()
 
     def counters(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("query_step", "policy_sgd_step", "skipped_updates")}
+        names = ("query_step", "policy_sgd_step", "skipped_updates", "prompts_drawn")
+        return {name: getattr(self, name) for name in names}
 
     def set_counters(self, counters: dict[str, int]) -> None:
         for name, value in counters.items():

@@ -20,7 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from tasks.arithmetic.model import CHECKPOINT, build_model, build_tokenizer
-from tasks.arithmetic.problems import LEVELS, draw, is_held_out
+from tasks.arithmetic.problems import EMBEDDED_LEVELS, draw, is_held_out
 
 # Shares of a level's training answers.
 WITHOUT_BOX = {1: 0.1, 2: 0.4, 3: 0.6}
@@ -64,7 +64,7 @@ def batch_of_examples(
     """
     rows = []
     while len(rows) < batch_size:
-        problem = draw(rng, rng.choice(list(LEVELS)))
+        problem = draw(rng, rng.choice(EMBEDDED_LEVELS))
         if is_held_out(problem.question):
             continue
         question = tokenizer(problem.question)["input_ids"]

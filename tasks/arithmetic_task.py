@@ -1,5 +1,6 @@
 """``--task arithmetic``: the embedded task (tasks/arithmetic)."""
 
+from tasks.errors import UsageError
 from tasks.task import Example, Task, register
 from tasks.templates import TEMPLATES
 
@@ -16,8 +17,13 @@ def build(config) -> Task:
         answers = [(extract_answer(response, template.answer_in) or "").strip() for response in responses]
         return [float(answer == reference) for answer, reference in zip(answers, references, strict=True)]
 
-    train = generate(config.task.train_problems, config.training.seed, "train")
-    test = generate(config.evaluation.max_eval, 0, "test")  # one test set for every seed, so that runs compare
+    options = config.task
+    try:
+        train = generate(options.train_problems, config.training.seed, "train", options.arithmetic_levels)
+        # One test set for every seed, so that runs compare.
+        test = generate(config.evaluation.max_eval, 0, "test", options.arithmetic_levels)
+    except ValueError as error:
+        raise UsageError(f"--train-problems and --max-eval ask for more than there is: {error}.") from error
     return Task(
         "arithmetic",
         [Example(p.question, p.answer) for p in train],

@@ -75,7 +75,7 @@ def build_prompts(examples: list[Example], template: Template, tokenizer, max_le
 
 
 class PromptStream:
-    """Which prompts each step trains on: shuffled anew in every epoch, a function of (seed, step) and nothing else.
+    """Which prompts come when: shuffled anew in every epoch, a function of (seed, position) and nothing else.
 
     No epoch has a prompt twice. Its last prompts that do not fill a batch are left for the next epoch's shuffle, as in
     Oat (``drop_last``). Where datasets are mixed by weight, each epoch draws from each its share of an epoch, anew, and
@@ -102,9 +102,18 @@ class PromptStream:
 
     def batch(self, step: int) -> list[Prompt]:
         """The prompts of step 1, 2, ..."""
-        epoch, position = divmod(step - 1, self.steps_per_epoch)
-        order = self._order(epoch)
-        return [self.prompts[i] for i in order[position * self.batch_size : (position + 1) * self.batch_size]]
+        return self.take((step - 1) * self.batch_size, self.batch_size)
+
+    def take(self, position: int, count: int) -> list[Prompt]:
+        """``count`` prompts, the first ``position`` of all epochs left behind."""
+        taken, epoch_length = [], self.steps_per_epoch * self.batch_size
+        while count > 0:
+            epoch, start = divmod(position, epoch_length)
+            order = self._order(epoch)
+            part = order[start : min(start + count, epoch_length)]
+            taken += [self.prompts[i] for i in part]
+            position, count = position + len(part), count - len(part)
+        return taken
 
     def _order(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, epoch])

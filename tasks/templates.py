@@ -74,6 +74,15 @@ def _r1_distill_qwen(question: str) -> str:
     return f"<｜begin▁of▁sentence｜><｜User｜>{question} {BOXED_INSTRUCTION}\n<｜Assistant｜><think>\n"
 
 
+def _worked_sums(question: str) -> str:
+    """Two sums before the question, for a model that does not do as it is told but goes on as it was shown."""
+    turns = [("4+3=", "\\boxed{7}"), ("8+9=", "\\boxed{17}")]
+    shown = "".join(
+        f"<|im_start|>user\n{sum_}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n" for sum_, answer in turns
+    )
+    return f"{shown}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
 TEMPLATES = {
     template.name: template
     for template in (
@@ -83,6 +92,7 @@ TEMPLATES = {
         Template("llama3", _llama3),
         Template("r1", _r1, stop=("</answer>",), answer_in="answer-tag"),
         Template("r1_distill_qwen", _r1_distill_qwen, answer_in="after-think"),
+        Template("worked_sums", _worked_sums),
         Template("chat", None),
     )
 }

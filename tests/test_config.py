@@ -53,7 +53,7 @@ def test_every_option_says_what_it_means():
 
     for group in dataclasses.fields(Config):
         for field in dataclasses.fields(group.default_factory):
-            names = {"adam_beta_1", "adam_beta_2", "wandb_project", "wandb_group", "wandb_tags"}
+            names = {"adam_beta_1", "adam_beta_2", "adam_eps", "wandb_project", "wandb_group", "wandb_tags"}
             assert field.name in names or get_field_docstring(group.default_factory, field.name, ()), field.name
 
 
@@ -95,6 +95,11 @@ REFUSED = {
     "negative rate": (["--learning-rate", "-1"], "--learning-rate is -1"),
     "zero temperature": (["--temperature", "0"], "--temperature is 0"),
     "data for the embedded task": (["--data", "x.jsonl"], "--data is not used by --task arithmetic"),
+    "a router where there is none": (["--router-fp32", "True"], "--router-fp32 is for mixtures of experts"),
+    "rounds of nothing": (["--max-sampling-rounds", "3"], "belongs to dynamic sampling"),
+    "two warm-ups": (["--lr-warmup-steps", "3", "--lr-warmup-ratio", "0.1"], "give one of the two"),
+    "a buffer beyond the end": (["--overlong-buffer", "25"], "--overlong-buffer 25 is the end of"),
+    "no such level": (["--arithmetic-levels", "7"], "--arithmetic-levels takes one or more of 0, 1, 2, 3"),
     "no data": (["--task", "math"], "--task math needs --data"),
     "beyond the context": (["--generate-max-length", "481"], "exceed the model's context of 512"),
     "no such folder": (["--model", "./nowhere"], "does not exist"),

@@ -36,6 +36,12 @@ PIECES = {
     "r1_distill_qwen": [
         ("<｜begin▁of▁sentence｜>",), ("<｜User｜>",), f"1+1? {BOXED}\n", ("<｜Assistant｜>",), ("<think>",), "\n",
     ],
+    "worked_sums": [
+        ("<|im_start|>",), "user\n4+3=", ("<|im_end|>",), "\n", ("<|im_start|>",), "assistant\n\\boxed{7}",
+        ("<|im_end|>",), "\n", ("<|im_start|>",), "user\n8+9=", ("<|im_end|>",), "\n", ("<|im_start|>",),
+        "assistant\n\\boxed{17}", ("<|im_end|>",), "\n", ("<|im_start|>",), "user\n1+1?", ("<|im_end|>",), "\n",
+        ("<|im_start|>",), "assistant\n",
+    ],
     "chat": [("<|im_start|>",), f"user: 1+1? {BOXED}\nassistant: "],
 }  # fmt: skip
 SPECIAL = {
@@ -43,6 +49,7 @@ SPECIAL = {
     "qwen3": "<|im_start|> <|im_end|>",
     "llama3": "<|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>",
     "r1_distill_qwen": "<｜begin▁of▁sentence｜> <｜User｜> <｜Assistant｜> <think>",
+    "worked_sums": "<|im_start|> <|im_end|>",
     "chat": "<|im_start|>",
 }
 

@@ -10,7 +10,8 @@ import zlib
 from dataclasses import dataclass
 
 # Digits of the two operands, by level. The level is the difficulty: each adds a digit, hence a carry to get wrong.
-LEVELS = {1: (2, 2), 2: (3, 2), 3: (3, 3)}
+LEVELS = {0: (1, 1), 1: (2, 2), 2: (3, 2), 3: (3, 3)}
+EMBEDDED_LEVELS = (1, 2, 3)  # what the embedded model was made on
 TEST_SHARE = 10  # one problem in ten is held out
 
 
@@ -36,7 +37,7 @@ def draw(rng: random.Random, level: int) -> Problem:
     return Problem(f"{first}+{second}=", str(first + second), level)
 
 
-def generate(count: int, seed: int, split: str = "train", levels: tuple[int, ...] = (1, 2, 3)) -> list[Problem]:
+def generate(count: int, seed: int, split: str = "train", levels: tuple[int, ...] = EMBEDDED_LEVELS) -> list[Problem]:
     """Generate ``count`` different problems of one split, the levels in equal shares.
 
     Args:

@@ -1,0 +1,111 @@
+"""DAPO's dynamic sampling (arXiv 2503.14476): a batch of prompts that have something to teach.
+
+A prompt whose responses all earn the same has no advantage, hence no gradient. Such prompts are dropped, and further
+ones sampled, until the batch is full. The functions here know neither engine nor data: they are handed a way to draw
+prompts and a way to sample them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from oat.types import TransitionData
+
+    from tasks.prompts import Prompt
+
+# Of Oat's statistics of a call, those that do not add up over calls.
+NOT_ADDITIVE = ("actor/rewards", "actor/response_tok_len", "actor/sampling_max_tokens", "actor/sampling_temperature")
+
+
+@dataclass
+class Collected:
+    """The prompts of a step, with their responses and what it took to find them."""
+
+    prompts: list[Prompt]
+    transitions: list[TransitionData]
+    """the responses of a prompt next to each other; ``info`` adds up over all that was sampled"""
+    rounds: int
+    sampled: int
+    """prompts"""
+    equal: int
+    """prompts whose responses all earned the same"""
+    filled: int
+    """such prompts in the batch all the same, as the rounds ran out"""
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "sampling/rounds": self.rounds,
+            "sampling/prompts": self.sampled,
+            "sampling/dropped_prompts": self.equal - self.filled,
+            "sampling/filled_prompts": self.filled,
+        }
+
+
+def has_mixed_rewards(group: Sequence[TransitionData]) -> bool:
+    """Whether the responses to one prompt earned different rewards."""
+    return len({sum(transition.rewards) for transition in group}) > 1
+
+
+def collect_mixed(
+    draw: Callable[[int], list[Prompt]],
+    sample: Callable[[list[Prompt], int], list[TransitionData]],
+    wanted: int,
+    group_size: int,
+    max_rounds: int,
+    largest: Callable[[int], int] = int,
+) -> Collected:
+    """Sample until ``wanted`` prompts with mixed rewards are there, or ``max_rounds`` are over.
+
+    The first round samples ``wanted`` prompts, each later one as many as should do, judging by the share that was mixed
+    so far. What is mixed beyond ``wanted`` is given up: at the next step it would be from an older policy. When the
+    rounds are over the batch is filled up with dropped prompts; their advantage is 0, so that they add nothing to the
+    gradient, and a step keeps its number of updates and each update its size.
+
+    Args:
+        draw: the next so many prompts.
+        sample: (prompts, round from 0) -> transitions, ``group_size`` a prompt.
+        wanted: prompts in the batch of this process.
+        group_size: responses of a prompt.
+        max_rounds: at least 1.
+        largest: the largest of a number over all processes, which take the same rounds.
+    """
+    mixed, equal, infos = [], [], []
+    rounds, count = 0, wanted
+    while rounds < max_rounds and count > 0:
+        prompts = draw(count)
+        transitions = sample(prompts, rounds)
+        infos.append(transitions[0].info)
+        for i, prompt in enumerate(prompts):
+            group = transitions[i * group_size : (i + 1) * group_size]
+            (mixed if has_mixed_rewards(group) else equal).append((prompt, group))
+        rounds += 1
+        count = largest(prompts_to_draw(wanted, len(mixed), len(mixed) + len(equal)))
+    batch = mixed[:wanted]
+    filling = equal[: wanted - len(batch)]
+    info = total_info(infos)
+    return Collected(
+        prompts=[prompt for prompt, _ in batch + filling],
+        transitions=[replace(transition, info=info) for _, group in batch + filling for transition in group],
+        rounds=rounds,
+        sampled=len(mixed) + len(equal),
+        equal=len(equal),
+        filled=len(filling),
+    )
+
+
+def prompts_to_draw(wanted: int, mixed: int, sampled: int) -> int:
+    """How many more prompts should fill the batch, if as many are mixed as so far; from 0 to ``wanted``.
+
+    Example: 8 are wanted and 6 of the first 8 were mixed: 3 more, of which 2.25 should be mixed.
+    """
+    missing = max(wanted - mixed, 0)
+    return min(math.ceil(missing * sampled / mixed), wanted) if mixed else wanted
+
+
+def total_info(infos: list[dict]) -> dict:
+    """Oat's statistics of several calls, added up; what does not add up is left out."""
+    return {key: sum(info[key] for info in infos) for key in infos[0] if key not in NOT_ADDITIVE}

@@ -1,0 +1,153 @@
+"""Every preset composes: real options, batches that divide, lengths that fit the model, and what overrules it."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from learners import checks
+from learners.config import parse
+from learners.objectives import OBJECTIVES
+from learners.presets import BELONGS_TO, PRESETS, fill_in
+from tasks.errors import UsageError
+from tests.conftest import ROOT
+
+# What the models' config.json say, as far as it is read here.
+MODELS = json.loads((ROOT / "tests" / "data" / "model_configs.json").read_text())
+NEEDED = {"smollm2-135m": ["--model=smollm2-135m"], "dense-qwen3-14b": ["--data=x.jsonl"],
+          "moe-qwen3-30b-a3b": ["--data=x.jsonl"]}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    """The models' facts come from the file above, everything else is real."""
+    real = checks.read_model_config
+    monkeypatch.setattr(
+        checks, "read_model_config", lambda config: real(config) if config.is_embedded else MODELS[config.model.model]
+    )
+
+
+def compose(name, *arguments, monkeypatch=None):
+    if monkeypatch and PRESETS[name].processes > 1:
+        for variable in ("RANK", "LOCAL_RANK"):
+            monkeypatch.setenv(variable, "0")
+        monkeypatch.setenv("WORLD_SIZE", str(PRESETS[name].processes))
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", "29500")
+    return parse([f"--preset={name}", *NEEDED.get(name, []), *arguments])
+
+
+def values(config):
+    return {option: value for group in dataclasses.asdict(config).values() for option, value in group.items()}
+
+
+def as_arguments(options):
+    for option, value in options.items():
+        yield from (f"--{option}", *map(str, value)) if isinstance(value, tuple) else [f"--{option}={value}"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_same_as_its_options_on_the_command_line(name, monkeypatch):
+    """So that every value has passed the command line's own types."""
+    by_name = compose(name, monkeypatch=monkeypatch).to_dict()
+    by_hand = parse([*as_arguments(PRESETS[name].options), *NEEDED.get(name, [])]).to_dict()
+    assert by_name.pop("origin") == {"preset": name}
+    assert by_hand.pop("origin") == {"preset": None}
+    assert by_name["output"].pop("name").startswith(name)
+    by_hand["output"].pop("name")
+    assert by_name == by_hand
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_its_batches_divide_and_its_lengths_fit(name, monkeypatch):
+    config, processes = compose(name, monkeypatch=monkeypatch), PRESETS[name].processes
+    update = config.training.train_batch_size
+    assert config.sequences_per_step == config.sampling.rollout_batch_size * config.sampling.num_samples
+    assert config.updates_per_step * update == config.sequences_per_step
+    assert update % (processes * config.training.micro_batch_size) == 0
+    assert config.sampling.rollout_batch_size % processes == 0
+    if not config.is_embedded:
+        assert config.max_model_len <= MODELS[config.model.model]["max_position_embeddings"]
+
+
+@pytest.mark.parametrize(("name", "updates"), [("sanity-r1d-1.5b", 4), ("octothinker-3b", 8),
+                                               ("lora-qwen2.5-math-1.5b", 4), ("dense-qwen3-14b", 16)])  # fmt: skip
+def test_updates_of_a_step_are_the_papers(name, updates):
+    assert compose(name).updates_per_step == updates
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_takes_every_objective(name, objective):
+    """A threshold that the objective does not use is refused, so none may be left over from a preset."""
+    other = compose(name, f"--objective={objective}")
+    assert other.objective.objective == objective
+    if objective != PRESETS[name].options.get("objective"):
+        plain = parse([f"--objective={objective}"])
+        assert other.objective == plain.objective, "another objective comes with its own constants"
+
+
+def test_what_is_given_wins_even_where_it_equals_the_default():
+    assert compose("dense-qwen3-14b").training.adam_beta_2 == 0.999
+    assert compose("dense-qwen3-14b", "--adam-beta-2", "0.95").training.adam_beta_2 == 0.95
+    assert compose("dense-qwen3-14b", "--adam_beta_2=0.95").training.adam_beta_2 == 0.95
+    assert compose("dense-qwen3-14b", "--dynamic-sampling", "False").sampling.max_sampling_rounds is None
+    assert compose("dense-qwen3-14b", "--objective", "grpo").objective.dual_clip == 10
+
+
+def test_another_task_leaves_the_presets_data_behind():
+    config = compose("octothinker-3b", "--task=arithmetic", "--model=embedded", "--prompt-max-length=32",
+                     "--generate-max-length=24")  # fmt: skip
+    assert config.task.data == () and config.task.eval_data is None
+    assert config.task.prompt_template == "no"
+
+
+@pytest.mark.parametrize(("arguments", "part"), [(["--preset=nope"], "choose from tiny"),
+                                                 (["--preset=smollm2-135m"], "needs --model"),
+                                                 (["--preset=dense-qwen3-14b"], "needs --data")])  # fmt: skip
+def test_refused_with_one_sentence(arguments, part):
+    with pytest.raises(UsageError, match=part) as refusal:
+        parse(arguments)
+    assert "\n" not in str(refusal.value) and str(refusal.value).endswith(".")
+
+
+def test_tiny_is_what_no_option_is():
+    tiny, nothing = parse(["--preset=tiny"]).to_dict(), parse([]).to_dict()
+    assert (tiny.pop("origin"), nothing.pop("origin")) == ({"preset": "tiny"}, {"preset": None})
+    assert tiny["output"].pop("name").startswith("tiny-") and nothing["output"].pop("name")
+    assert tiny == nothing
+
+
+def test_what_belongs_to_a_choice_are_options_of_presets():
+    known = values(parse([]))
+    for choice, dependents in BELONGS_TO.items():
+        assert choice in known
+        assert set(dependents) <= set(known)
+    kept = fill_in("octothinker-3b", {"objective": "gspo"})
+    assert "objective" not in kept and kept["rollout_batch_size"] == 128
+
+
+def test_every_value_has_a_source():
+    for preset in PRESETS.values():
+        assert set(preset.sources) == set(preset.options)
+        for source in preset.sources.values():
+            assert re.match(r"the authors' Oat code|the figures|second-hand|DAPO|our choice", source)
+
+
+def test_list_presets_is_a_table_of_all():
+    code = (
+        "import sys, train\ncode = train.main(['--list-presets'])\n"
+        "heavy = {'torch', 'vllm', 'deepspeed', 'oat', 'transformers'} & set(sys.modules)\nassert not heavy, heavy\n"
+        "sys.exit(code)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    header, *rows = run.stdout.split("\n\n")[0].splitlines()
+    assert header.split() == ["preset", "model", "task", "objective", "hardware"]
+    assert [row.split()[0] for row in rows] == list(PRESETS)
+    for row, preset in zip(rows, PRESETS.values(), strict=True):
+        assert preset.options.get("model", "--model DIR") in row
+        assert preset.hardware in row
