@@ -29,7 +29,7 @@ def run_until(folder, step: int, number: signal.Signals) -> tuple[int, str]:
     )  # fmt: skip
     try:
         deadline = time.time() + 240
-        while time.time() < deadline and step not in steps_of(folder):
+        while time.time() < deadline and process.poll() is None and step not in steps_of(folder):
             time.sleep(0.05)
         time.sleep(0.3)  # into the next step
         process.send_signal(number)
