@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 import tyro
 from tqdm import tqdm
 
+from actors.launch import Launch
 from learners.config import Config, complete
 from learners.presets import PRESETS
 from scripts.verl_overrides import PASS_THROUGH, VERL, as_override, overrides
@@ -43,9 +44,10 @@ def main(words: list[str]) -> int:
     )
     folder = arguments.folder
     require(not folder.exists() or not any(folder.iterdir()), f"{folder} holds files already; name a new folder.")
-    config = complete(arguments.config, words)
+    gpus, nodes = machines(arguments)
+    processes = Launch(world_size=gpus * nodes, local_world_size=gpus)  # VeRL's, elsewhere
+    config = complete(arguments.config, words, processes)
     require(not config.is_embedded, "VeRL has no embedded model; give --model or a --preset of a real one.")
-    gpus, nodes = machines(config, arguments)
     settings = overrides(config, nodes, gpus)
     train_rows, test_rows = tables(config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,9 +60,10 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def machines(config: Config, arguments: Arguments) -> tuple[int, int]:
+def machines(arguments: Arguments) -> tuple[int, int]:
     """GPUs of a node, and nodes."""
-    wanted = PRESETS[config.origin.preset].processes if config.origin.preset else 8
+    preset = PRESETS.get(arguments.config.origin.preset)
+    wanted = preset.processes if preset else 8
     gpus = arguments.gpus_per_node or min(wanted, 8)
     return gpus, arguments.nodes or -(-wanted // gpus)
 
