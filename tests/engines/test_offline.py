@@ -91,11 +91,18 @@ def test_an_evaluation_that_was_cut_off_goes_on_to_the_same_responses_and_table(
         assert (cut / name).read_bytes() == (evaluation / name).read_bytes()
 
 
-def test_the_sanity_set_is_the_same_stopped_early_and_killed_on_the_way(tmp_path):
-    full, early = tmp_path / "full", tmp_path / "early"
+@pytest.fixture(scope="module")
+def early(tmp_path_factory):
+    """A set that was stopped early, and killed on the way."""
+    folder = tmp_path_factory.mktemp("sanity") / "early"
+    kill_at(BUILD, folder, lines=300)
+    run(BUILD, folder)
+    return folder
+
+
+def test_the_sanity_set_is_the_same_stopped_early_and_killed_on_the_way(early, tmp_path):
+    full = tmp_path / "full"
     run([*BUILD, "--early-stopping=False"], full)
-    kill_at(BUILD, early, lines=300)
-    run(BUILD, early)
     drawn_in_full, drawn_early = records(full, "problem", "sample"), records(early, "problem", "sample")
     assert len(drawn_in_full) == 64 * 20
     assert len(drawn_early) < 0.85 * 64 * 20
@@ -117,3 +124,21 @@ def test_the_sanity_set_is_the_same_stopped_early_and_killed_on_the_way(tmp_path
     from datasets import load_dataset
 
     assert load_dataset(str(early), split="train")["problem"][:] == questions[0], "its README says what to load"
+
+
+def test_training_on_the_set_passes_in_fp16_and_stops_then(early, tmp_path):
+    """64 problems leave 44: two steps of 16 prompts an epoch."""
+    folder = tmp_path / "run"
+    options = ["--task=sanity", f"--data={early}", "--dtype=fp16", "--stop-when-passed=True", "--wandb=disabled"]
+    options += ["--rollout-batch-size=16", "--train-batch-size=32", "--micro-batch-size=32"]
+    options += ["--lr-scheduler=constant_with_warmup", f"--output-dir={folder}"]
+    train = [sys.executable, str(ROOT / "train.py"), *options]
+    done = subprocess.run(train, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rewards = [json.loads(line)["train/reward"] for line in (folder / "metrics.jsonl").open()]
+    passing = [step for step in range(2, len(rewards) + 1) if sum(rewards[step - 2 : step]) / 2 > 0.95]
+    assert passing == [len(rewards)], "the run ends at the first step that passes"
+    assert len(rewards) < 60
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["sanity_passed"], summary["status"]) == (True, "finished")
+    assert f"passed after {len(rewards)} steps" in done.stdout
