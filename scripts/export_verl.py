@@ -54,7 +54,7 @@ def main(words: list[str]) -> int:
     write_parquet(train_rows, folder / "train.parquet")
     write_parquet(test_rows or train_rows[:1], folder / "test.parquet")
     (folder / "reward.py").write_text(reward_file(config))
-    (folder / "run.sh").write_text(launch_script(config, settings, words, with_test=bool(test_rows)))
+    (folder / "run.sh").write_text(launch_script(config, settings, words, str(folder), bool(test_rows)))
     print(f"{folder}: {len(train_rows)} training and {len(test_rows)} test problems, reward.py and run.sh")
     print(f"where verl {VERL} is installed: FP16_RL=<this repository> bash {folder}/run.sh")
     return 0
@@ -201,15 +201,15 @@ def reward_file(config: Config) -> str:
     return REWARD.format(task=config.task.task, grader=grader)
 
 
-def launch_script(config: Config, settings: dict[str, object], words: list[str], with_test: bool) -> str:
-    """run.sh."""
+def launch_script(config: Config, settings: dict[str, object], words: list[str], out: str, with_test: bool) -> str:
+    """run.sh; ``words`` is the command that wrote it, into the folder ``out``."""
     lines = [shlex.quote(as_override(key, value)) for key, value in settings.items()]
     if not with_test:
         lines += ["trainer.val_before_train=False", "trainer.test_freq=-1"]
     return LAUNCH.format(
         experiment=config.origin.preset or config.output.name,
         verl=VERL,
-        words=shlex.join("OUT" if word == words[-1] else word for word in words),
+        words=shlex.join("OUT" if word == out else word for word in words),
         differences="\n".join(f"# - {line}" for line in differences(config)),
         model=config.model.model,
         settings=" \\\n".join(f"    {line}" for line in lines),
