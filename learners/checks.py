@@ -19,20 +19,21 @@ if TYPE_CHECKING:
     from learners.config import Config
 
 
-def check(config: Config, asked_for: dict) -> None:
+def check(config: Config, asked_for: dict, launch: Launch) -> None:
     """Refuse what cannot work. Reads the model's config.json at most; writes nothing.
 
     Args:
         config: resolved.
         asked_for: the options as they were given, None where they were left out.
+        launch: the processes of the run.
 
     Raises:
         UsageError: with one sentence that says what to do.
     """
     _check_numbers(config)
     _check_companions(config, asked_for)
-    _check_batches(config, asked_for["training"])
-    _check_devices(config)
+    _check_batches(config, asked_for["training"], launch.world_size)
+    _check_devices(config, launch)
     _check_lora(config, asked_for["lora"])
     _check_precision(config)
     _check_objective(config, asked_for["objective"])
@@ -107,14 +108,13 @@ def _check_companions(config: Config, asked_for: dict) -> None:
     )
 
 
-def _check_batches(config: Config, asked_for: dict) -> None:
+def _check_batches(config: Config, asked_for: dict, processes: int) -> None:
     total, update = config.sequences_per_step, config.training.train_batch_size
     require(
         total % update == 0,
         f"A step samples {config.sampling.rollout_batch_size} prompts x {config.sampling.num_samples} responses = "
         f"{total}, which --train-batch-size {update} does not divide; choose a divisor of {total}.",
     )
-    processes = Launch.from_environment().world_size
     require(
         config.sampling.rollout_batch_size % processes == 0,
         f"--rollout-batch-size {config.sampling.rollout_batch_size} does not divide among {processes} processes; "
@@ -141,8 +141,8 @@ def _check_batches(config: Config, asked_for: dict) -> None:
     )
 
 
-def _check_devices(config: Config) -> None:
-    launch, group = Launch.from_environment(), config.sampling.tensor_parallel
+def _check_devices(config: Config, launch: Launch) -> None:
+    group = config.sampling.tensor_parallel
     require(
         group >= 1 and launch.local_world_size % group == 0,
         f"--tensor-parallel {group} does not divide the {launch.local_world_size} process(es) on this machine; start "

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
+from actors.launch import Launch
 from learners.advantages import ADVANTAGES
 from learners.aggregation import Aggregation
 from learners.checks import check
@@ -386,7 +387,7 @@ class Config:
         return dataclasses.asdict(self)
 
 
-def parse(arguments: list[str] | None = None) -> Config:
+def parse(arguments: list[str] | None = None, launch: Launch | None = None) -> Config:
     """Turn a command line into a resolved, checked configuration.
 
     Hyphens and underscores, ``--flag value``, ``--flag=value`` and ``--flag False`` are all understood, which is what
@@ -402,15 +403,16 @@ def parse(arguments: list[str] | None = None) -> Config:
         args=arguments,
         prog="train.py",
     )
-    return complete(config, arguments)
+    return complete(config, arguments, launch)
 
 
-def complete(config: Config, arguments: list[str]) -> Config:
+def complete(config: Config, arguments: list[str], launch: Launch | None = None) -> Config:
     """Fill in what the command line left out, from the preset and by the model, and check the whole.
 
     Args:
         config: as parsed.
         arguments: the words that it was parsed from; an option that they name is never overruled.
+        launch: the processes of the run (default: what torchrun or srun started here).
 
     Raises:
         UsageError: as in `parse`.
@@ -422,5 +424,5 @@ def complete(config: Config, arguments: list[str]) -> Config:
             setattr(*config.option(name), value)
     asked_for = dataclasses.asdict(config)
     config.resolve()
-    check(config, asked_for)
+    check(config, asked_for, launch or Launch.from_environment())
     return config

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 import tyro
 from tqdm import tqdm
 
+from actors.launch import Launch
 from learners.config import Config, complete
 from learners.presets import PRESETS
 from scripts.verl_overrides import PASS_THROUGH, VERL, as_override, overrides
@@ -43,24 +44,26 @@ def main(words: list[str]) -> int:
     )
     folder = arguments.folder
     require(not folder.exists() or not any(folder.iterdir()), f"{folder} holds files already; name a new folder.")
-    config = complete(arguments.config, words)
+    gpus, nodes = machines(arguments)
+    processes = Launch(world_size=gpus * nodes, local_world_size=gpus)  # VeRL's, elsewhere
+    config = complete(arguments.config, words, processes)
     require(not config.is_embedded, "VeRL has no embedded model; give --model or a --preset of a real one.")
-    gpus, nodes = machines(config, arguments)
     settings = overrides(config, nodes, gpus)
     train_rows, test_rows = tables(config)
     folder.mkdir(parents=True, exist_ok=True)
     write_parquet(train_rows, folder / "train.parquet")
     write_parquet(test_rows or train_rows[:1], folder / "test.parquet")
     (folder / "reward.py").write_text(reward_file(config))
-    (folder / "run.sh").write_text(launch_script(config, settings, words, with_test=bool(test_rows)))
+    (folder / "run.sh").write_text(launch_script(config, settings, words, str(folder), bool(test_rows)))
     print(f"{folder}: {len(train_rows)} training and {len(test_rows)} test problems, reward.py and run.sh")
     print(f"where verl {VERL} is installed: FP16_RL=<this repository> bash {folder}/run.sh")
     return 0
 
 
-def machines(config: Config, arguments: Arguments) -> tuple[int, int]:
+def machines(arguments: Arguments) -> tuple[int, int]:
     """GPUs of a node, and nodes."""
-    wanted = PRESETS[config.origin.preset].processes if config.origin.preset else 8
+    preset = PRESETS.get(arguments.config.origin.preset)
+    wanted = preset.processes if preset else 8
     gpus = arguments.gpus_per_node or min(wanted, 8)
     return gpus, arguments.nodes or -(-wanted // gpus)
 
@@ -198,15 +201,15 @@ def reward_file(config: Config) -> str:
     return REWARD.format(task=config.task.task, grader=grader)
 
 
-def launch_script(config: Config, settings: dict[str, object], words: list[str], with_test: bool) -> str:
-    """run.sh."""
+def launch_script(config: Config, settings: dict[str, object], words: list[str], out: str, with_test: bool) -> str:
+    """run.sh; ``words`` is the command that wrote it, into the folder ``out``."""
     lines = [shlex.quote(as_override(key, value)) for key, value in settings.items()]
     if not with_test:
         lines += ["trainer.val_before_train=False", "trainer.test_freq=-1"]
     return LAUNCH.format(
         experiment=config.origin.preset or config.output.name,
         verl=VERL,
-        words=shlex.join("OUT" if word == words[-1] else word for word in words),
+        words=shlex.join("OUT" if word == out else word for word in words),
         differences="\n".join(f"# - {line}" for line in differences(config)),
         model=config.model.model,
         settings=" \\\n".join(f"    {line}" for line in lines),

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from actors.launch import Launch
 from learners import checks
 from learners.config import parse
 from learners.presets import PRESETS
@@ -28,7 +29,9 @@ def test_every_run_of_a_script_is_understood(script, monkeypatch, tmp_path):
     monkeypatch.setattr(checks, "read_model_config", lambda config: MODELS[config.model.model])
     monkeypatch.chdir(tmp_path)  # of its runs, none is there yet
     runs = words_of(script, *(["--data", "some problems.jsonl"] if "give --data" in script.read_text() else []))
-    configs = [parse(words) for words in runs]
+    name = runs[0][runs[0].index("--preset") + 1]
+    processes = PRESETS[name].processes
+    configs = [parse(words, Launch(world_size=processes, local_world_size=min(processes, 8))) for words in runs]
     assert len({config.output.output_dir for config in configs}) == len(runs) > 1
     described = {json.dumps(config.to_dict() | {"output": None}) for config in configs}
     assert len(described) == len(runs), "two runs are the same"

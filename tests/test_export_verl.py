@@ -104,6 +104,13 @@ def test_masking_is_a_band_and_truncation_a_number(no_hub):
     assert threshold("--objective=pg-seq-is") > 4.9e8, "VeRL's own bound, e^20, comes first"
 
 
+def test_adapters_are_told(no_hub):
+    made = of("--lora-rank=8", "--lora-alpha=16")
+    names = ("lora_rank", "lora_alpha", "target_modules")
+    assert [made[f"actor_rollout_ref.model.{name}"] for name in names] == [8, 16, "all-linear"]
+    assert "actor_rollout_ref.model.lora_rank" not in of()
+
+
 def test_every_objective_has_a_place(no_hub):
     seen = set()
     for name in OBJECTIVES:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from actors.launch import Launch
 from learners import checks
 from learners.config import parse
 from learners.objectives import OBJECTIVES
@@ -30,14 +31,13 @@ def no_hub(monkeypatch):
     )
 
 
-def compose(name, *arguments, monkeypatch=None):
-    if monkeypatch and PRESETS[name].processes > 1:
-        for variable in ("RANK", "LOCAL_RANK"):
-            monkeypatch.setenv(variable, "0")
-        monkeypatch.setenv("WORLD_SIZE", str(PRESETS[name].processes))
-        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-        monkeypatch.setenv("MASTER_PORT", "29500")
-    return parse([f"--preset={name}", *NEEDED.get(name, []), *arguments])
+def compose(name, *arguments):
+    """As on the hardware that the preset is for."""
+    return parse_on(PRESETS[name].processes, f"--preset={name}", *NEEDED.get(name, []), *arguments)
+
+
+def parse_on(processes, *arguments):
+    return parse(list(arguments), Launch(world_size=processes, local_world_size=min(processes, 8)))
 
 
 def values(config):
@@ -50,10 +50,10 @@ def as_arguments(options):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_the_same_as_its_options_on_the_command_line(name, monkeypatch):
+def test_a_preset_is_the_same_as_its_options_on_the_command_line(name):
     """So that every value has passed the command line's own types."""
-    by_name = compose(name, monkeypatch=monkeypatch).to_dict()
-    by_hand = parse([*as_arguments(PRESETS[name].options), *NEEDED.get(name, [])]).to_dict()
+    by_name = compose(name).to_dict()
+    by_hand = parse_on(PRESETS[name].processes, *as_arguments(PRESETS[name].options), *NEEDED.get(name, [])).to_dict()
     assert by_name.pop("origin") == {"preset": name}
     assert by_hand.pop("origin") == {"preset": None}
     assert by_name["output"].pop("name").startswith(name)
@@ -62,8 +62,8 @@ def test_a_preset_is_the_same_as_its_options_on_the_command_line(name, monkeypat
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_its_batches_divide_and_its_lengths_fit(name, monkeypatch):
-    config, processes = compose(name, monkeypatch=monkeypatch), PRESETS[name].processes
+def test_its_batches_divide_and_its_lengths_fit(name):
+    config, processes = compose(name), PRESETS[name].processes
     update = config.training.train_batch_size
     assert config.sequences_per_step == config.sampling.rollout_batch_size * config.sampling.num_samples
     assert config.updates_per_step * update == config.sequences_per_step

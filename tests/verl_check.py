@@ -38,6 +38,7 @@ from learners.config import parse
 from learners.objectives import OBJECTIVES, PolicyBatch
 from scripts.verl_overrides import as_override, overrides
 
+THOUGHT = "<think>\n so </think> hence "  # what some templates want before the answer
 CONFIGS = Path(verl.__file__).parent / "trainer" / "config"
 
 
@@ -94,7 +95,11 @@ def check_data(config: DictConfig) -> None:
             ids = tokenizer.apply_chat_template(row["raw_prompt"], chat_template=template, add_generation_prompt=True)
             assert row["extra_info"]["question"] in tokenizer.decode(ids["input_ids"] if hasattr(ids, "keys") else ids)
             answer = row["reward_model"]["ground_truth"]
-            for text, expected in ((f"so \\boxed{{{answer}}}", 1.0), ("so \\boxed{no}", 0.0), (answer, 0.0)):
+            for text, expected in (
+                (f"{THOUGHT}\\boxed{{{answer}}}", 1.0),
+                (f"{THOUGHT}\\boxed{{no}}", 0.0),
+                (answer, 0.0),
+            ):
                 graded = loop.run_until_complete(manager.run_single(one_response(row, text, tokenizer)))
                 assert graded["reward_score"] == expected, (text, graded)
                 assert graded["reward_extra_info"]["acc"] == expected

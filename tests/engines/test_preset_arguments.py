@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from actors.launch import Launch
 from learners import checks
 from learners.config import parse
 from learners.presets import PRESETS
@@ -21,7 +22,9 @@ def test_the_engines_take_the_arguments(name, monkeypatch, tmp_path):
 
     monkeypatch.setattr(checks, "read_model_config", lambda config: MODELS[config.model.model])
     needed = {"model": "smollm2-135m", "data": "x.jsonl"}
-    config = parse([f"--preset={name}", *(f"--{option}={needed[option]}" for option in PRESETS[name].needs)])
+    processes = PRESETS[name].processes
+    words = [f"--preset={name}", *(f"--{option}={needed[option]}" for option in PRESETS[name].needs)]
+    config = parse(words, Launch(world_size=processes, local_world_size=min(processes, 8)))
     config.sampling.vllm_sleep_level = 0  # the one option that needs a GPU to be there
     train.prepare(config)
     from deepspeed.runtime.config import DeepSpeedConfig
