@@ -30,7 +30,7 @@ from learners.micro_batches import deal
 from learners.mismatch import derive, measure
 from learners.objectives import OBJECTIVES, PolicyBatch, reference_kl
 from learners.precision import NAMES, TORCH_DTYPES, NonFiniteError, Precision
-from learners.processes import Processes, across_processes, gather
+from learners.processes import Processes, across_processes, from_first, gather
 from learners.rollout import RolloutBatch
 from learners.rollouts import Rollouts, step_seed
 from learners.run_files import CHECKPOINTS
@@ -177,6 +177,12 @@ class PolicyLearner(PPOLearner):
         step = self.rollouts.collect(number, self.actor)
         self.query_step += len(step.batch)
         return step
+
+    def _may_stop_as_passed(self, reward: float) -> bool:
+        """Whether the run is to end at this step, whose reward the log has not been told of yet; same everywhere."""
+        if not self.config.evaluation.stop_when_passed:
+            return False
+        return bool(from_first(self.log.sanity_verdict(reward)))
 
     def _stop_if_told(self) -> None:
         name = self.interruption.requested()
