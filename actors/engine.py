@@ -49,6 +49,7 @@ class SamplingEngine:
         trust_remote_code: bool = False,
     ):
         _leave_the_process_group_to_the_learner()
+        _leave_tokens_of_log_probs_undecoded()
         arguments = {}
         if torch.cuda.is_available():
             arguments |= {"gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
@@ -172,3 +173,16 @@ def _leave_the_process_group_to_the_learner() -> None:
         parallel_state._WORLD = parallel_state._NODE_COUNT = None
 
     parallel_state.destroy_distributed_environment = end_own_groups
+
+
+def _leave_tokens_of_log_probs_undecoded() -> None:
+    """vLLM makes a string of every token that it gives a log-probability for, a tenth of the sampling time of a small
+    model; nothing reads them. (The text of a response is decoded elsewhere.)"""
+    from vllm.v1.engine.logprobs import LogprobsProcessor
+
+    made_with = LogprobsProcessor.from_new_request.__func__
+
+    def without_tokenizer(cls, tokenizer, request):
+        return made_with(cls, None, request)
+
+    LogprobsProcessor.from_new_request = classmethod(without_tokenizer)

@@ -20,10 +20,8 @@ from transformers.trainer import get_scheduler
 from actors import runtime
 from actors.math_actor import MathActor
 from learners import lora, weights
-from learners.advantages import ADVANTAGES, overlong_punishment
 from learners.aggregation import UpdateCounts, aggregate
 from learners.checkpoint import Checkpoints, name_of
-from learners.collect import Collected, collect_mixed
 from learners.config import Config
 from learners.interruption import Interruption, Stopped
 from learners.loading import load_model, with_adapters
@@ -34,13 +32,14 @@ from learners.objectives import OBJECTIVES, PolicyBatch, reference_kl
 from learners.precision import NAMES, TORCH_DTYPES, NonFiniteError, Precision
 from learners.processes import Processes, across_processes, from_first, gather
 from learners.rollout import RolloutBatch
+from learners.rollouts import Rollouts, step_seed
 from learners.run_files import CHECKPOINTS
 from learners.run_log import RunLog
 from learners.step import Step
 from learners.strategy import PrecisionStrategy, StepReport
 from learners.tally import Tally
 from tasks.accuracy import Accuracy
-from tasks.prompts import Prompt, PromptStream
+from tasks.prompts import Prompt
 
 
 class PolicyLearner(PPOLearner):
@@ -75,11 +74,11 @@ class PolicyLearner(PPOLearner):
         self.config, self.precision, self.log, self.processes = config, precision, log, processes
         self.objective = OBJECTIVES[config.objective.objective]
         self.thresholds = {name: getattr(config.objective, name) for name in self.objective.thresholds}
-        self.advantage = ADVANTAGES[config.objective.advantage]
-        self.stream = PromptStream(prompts, config.sampling.rollout_batch_size, config.training.seed)
+        self.rollouts = Rollouts(config, prompts, processes, log)
         self.eval_prompts = eval_prompts
-        self.max_steps = config.training.max_steps or self.stream.steps_per_epoch * config.training.num_prompt_epoch
-        log.max_steps, log.steps_per_epoch = self.max_steps, self.stream.steps_per_epoch
+        epoch = self.rollouts.stream.steps_per_epoch
+        self.max_steps = config.training.max_steps or epoch * config.training.num_prompt_epoch
+        log.max_steps, log.steps_per_epoch = self.max_steps, epoch
         self.interruption = Interruption()
         self.checkpoints = Checkpoints(log.folder / CHECKPOINTS, config.output.keep)
         self._init(args, [])
@@ -117,7 +116,6 @@ class PolicyLearner(PPOLearner):
         self.engine = self.model.model
         self.causal_lm = self.engine.module.causal_lm
         self.engine.module.check()
-        self.prompts_drawn = 0  # by dynamic sampling, over all epochs: where its next step goes on
         self.query_step = self.policy_sgd_step = self.skipped_updates = self.pi_beta_version = 0
         self.steps_done, self.in_progress = 0, None
 
@@ -175,63 +173,10 @@ class PolicyLearner(PPOLearner):
         self.save_models()
 
     def collect(self, number: int) -> Step:
-        """Sample and grade the prompts of a step, and gather the responses of all processes."""
-        sampled = {}
-        if self.config.sampling.dynamic_sampling:
-            collected = self._collect_mixed(number)
-            prompts, transitions, sampled = collected.prompts, collected.transitions, collected.metrics()
-        else:
-            prompts = self.processes.prompts_of_engine(self.stream.batch(number))
-            transitions = self.actor.sample(prompts, seed=self._seed(number, self.processes.engine))
-        self.log.samples(number, prompts, transitions, self.args.num_samples)
-        parts = gather(RolloutBatch.from_transitions(self.processes.share_of_engine(transitions)))
-        batch = RolloutBatch.concatenate(parts)
-        self.query_step += len(batch)
-        punishment = overlong_punishment(
-            batch.response_mask.sum(1), self.args.generate_max_length, self.config.sampling.overlong_buffer
-        )
-        batch.advantages = self.advantage(batch.rewards + punishment, self.args.num_samples)
-        info = transitions[0].info
-        seconds = torch.tensor([info["actor/generate_time"], info["actor/verify_time"]], dtype=torch.float64)
-        sample, grade = across_processes(seconds, "max").tolist()
-        times = {"time/sample": sample, "time/grade": grade} | sampled
-        times["throughput/sample_tokens_per_s"] = batch.response_mask.sum().item() / sample
-        if self.config.sampling.overlong_buffer:
-            times["train/overlong_punishment"] = punishment.mean().item()
-        counted = torch.tensor([float(info["reward/timeouts"] * self.processes.first_of_engine)])
-        times["reward/timeouts"] = across_processes(counted, "sum").item()
-        step = Step(number, batch, times)
-        step.tally.add("train/truncated", torch.tensor(float(info["actor/no_eos_count"])), count=info["actor/num_data"])
+        """Sample and grade the prompts of a step (learners/rollouts.py)."""
+        step = self.rollouts.collect(number, self.actor)
+        self.query_step += len(step.batch)
         return step
-
-    def _collect_mixed(self, number: int) -> Collected:
-        """Dynamic sampling: goes on in the prompts where the last step stopped (`prompts_drawn`)."""
-        here, engines = self.processes, self.processes.engines
-
-        def draw(count: int) -> list[Prompt]:
-            prompts = self.stream.take(self.prompts_drawn, count * engines)
-            self.prompts_drawn += count * engines
-            return here.prompts_of_engine(prompts)
-
-        options = self.config.sampling
-        collected = collect_mixed(
-            draw,
-            lambda prompts, turn: self.actor.sample(prompts, seed=self._seed(number, here.engine, turn)),
-            wanted=options.rollout_batch_size // engines,
-            group_size=self.args.num_samples,
-            max_rounds=options.max_sampling_rounds,
-            largest=lambda own: int(across_processes(torch.tensor([float(own)]), "max").item()),
-        )
-        if collected.filled:
-            self.log.say(
-                f"step {number}: in {options.max_sampling_rounds} rounds {collected.filled} prompts too few had "
-                "responses of different reward; others fill the batch, without an advantage"
-            )
-        return collected
-
-    def _seed(self, *key: int) -> int:
-        """A seed for the sampling or shuffling of one step, the same whatever came before."""
-        return int(np.random.SeedSequence([self.args.seed, *key]).generate_state(1)[0])
 
     def _may_stop_as_passed(self, reward: float) -> bool:
         """Whether the run is to end at this step, whose reward the log has not been told of yet; same everywhere."""
@@ -295,7 +240,7 @@ class PolicyLearner(PPOLearner):
 
     def _updates(self, step: Step) -> list[torch.Tensor]:
         """Which responses each update of a step trains on: a function of (seed, step), on any number of processes."""
-        generator = torch.Generator().manual_seed(self._seed(step.number))
+        generator = torch.Generator().manual_seed(step_seed(self.args.seed, step.number))
         return [
             indices
             for _ in range(self.args.num_ppo_epochs)
@@ -465,12 +410,12 @@ class PolicyLearner(PPOLearner):
         self.sync_params_to_actors()
 
     def counters(self) -> dict[str, int]:
-        names = ("query_step", "policy_sgd_step", "skipped_updates", "prompts_drawn")
-        return {name: getattr(self, name) for name in names}
+        own = {name: getattr(self, name) for name in ("query_step", "policy_sgd_step", "skipped_updates")}
+        return own | {"prompts_drawn": self.rollouts.prompts_drawn}
 
     def set_counters(self, counters: dict[str, int]) -> None:
         for name, value in counters.items():
-            setattr(self, name, value)
+            setattr(self.rollouts if name == "prompts_drawn" else self, name, value)
 
     def make_moments(self) -> None:
         """Have AdamW make its moments, which it does at its first update only: an update that changes nothing."""

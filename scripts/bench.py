@@ -76,6 +76,7 @@ def run_ours(spec: dict) -> dict:
     config = parse(spec["arguments"])
     task, prompts, eval_prompts = train.load_task(config)
     train.prepare(config)
+    from learners.rollouts import step_seed
     from learners.run_log import NoLog
 
     learner = train.build(config, task, prompts, eval_prompts, NoLog(Path(tempfile.gettempdir())))
@@ -86,9 +87,11 @@ def run_ours(spec: dict) -> dict:
         times = dict(sampled.times)
         collected = time.perf_counter()
         if spec.get("raw"):  # what actor.step adds to it, on the same prompts and with the same seed
-            torch.manual_seed(learner._seed(step))
+            torch.manual_seed(step_seed(config.training.seed, step))
             raw_started = time.perf_counter()
-            learner.actor.generate([p.token_ids for p in learner.stream.batch(step)], learner.actor.sampling_params)
+            learner.actor.generate(
+                [p.token_ids for p in learner.rollouts.stream.batch(step)], learner.actor.sampling_params
+            )
             times["raw"] = time.perf_counter() - raw_started
         learn_started = time.perf_counter()
         learner.learn(sampled)

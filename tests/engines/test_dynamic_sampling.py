@@ -17,7 +17,7 @@ def learner(tmp_path_factory):
 
 
 def collect(learner, max_rounds: int):
-    learner.prompts_drawn, learner.config.sampling.max_sampling_rounds = START, max_rounds
+    learner.rollouts.prompts_drawn, learner.config.sampling.max_sampling_rounds = START, max_rounds
     return learner.collect(1)
 
 
@@ -32,7 +32,7 @@ def test_the_batch_is_full_of_prompts_that_teach(learner):
     assert step.times["sampling/rounds"] > 1, "every prompt was mixed at once, so this test shows nothing"
     assert step.times["sampling/dropped_prompts"] > 0
     assert step.times["sampling/filled_prompts"] == 0
-    assert learner.prompts_drawn == START + step.times["sampling/prompts"]
+    assert learner.rollouts.prompts_drawn == START + step.times["sampling/prompts"]
     assert len(step.batch) == PROMPTS * GROUP
     rewards = step.batch.rewards.view(PROMPTS, GROUP)
     assert (rewards != rewards[:, :1]).any(1).all()
@@ -66,6 +66,6 @@ def test_it_learns_in_whole_updates_and_says_what_was_dropped(learner):
 def test_the_place_in_the_prompts_is_saved(learner):
     collect(learner, max_rounds=3)
     saved = learner.counters()
-    learner.prompts_drawn = 0
+    learner.rollouts.prompts_drawn = 0
     learner.set_counters(saved)
-    assert learner.prompts_drawn == saved["prompts_drawn"] > START
+    assert learner.rollouts.prompts_drawn == saved["prompts_drawn"] > START

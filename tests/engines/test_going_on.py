@@ -29,7 +29,7 @@ def run_until(folder, step: int, number: signal.Signals) -> tuple[int, str]:
     )  # fmt: skip
     try:
         deadline = time.time() + 240
-        while time.time() < deadline and step not in steps_of(folder):
+        while time.time() < deadline and process.poll() is None and step not in steps_of(folder):
             time.sleep(0.05)
         time.sleep(0.3)  # into the next step
         process.send_signal(number)
@@ -65,8 +65,8 @@ def test_stopped_killed_and_interrupted_it_makes_the_run_that_nothing_disturbed(
 
 
 def test_weights_after_a_kill_are_bitwise_those_of_a_straight_run(tmp_path):
-    """In FP16 with the loss scaler in the middle of a window."""
-    options = ["--wandb=disabled", "--eval-steps=0", "--max-steps=4", "--loss-scale-window=7", "--save-every=2"]
+    """In FP16 with the loss scaler in the middle of a window; and to W&B it is the same run."""
+    options = ["--wandb=offline", "--eval-steps=0", "--max-steps=4", "--loss-scale-window=7", "--save-every=2"]
 
     def run(folder) -> None:
         command = [sys.executable, str(ROOT / "train.py"), f"--output-dir={folder}", *options]
@@ -82,6 +82,8 @@ def test_weights_after_a_kill_are_bitwise_those_of_a_straight_run(tmp_path):
     for file in ("model/model.safetensors", "checkpoints/step-000004/weights-0000.safetensors"):
         one, other = (load_file(tmp_path / name / file) for name in ("straight", "killed"))
         assert all((one[name] == other[name]).all() for name in one)
+    ids = [path.name.rsplit("-", 1)[1] for path in (tmp_path / "killed" / "wandb").glob("offline-run-*")]
+    assert len(ids) == 2 and len(set(ids)) == 1, "the run that goes on is another one to W&B"
     scales = [
         json.loads(line)["precision/loss_scale"]
         for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()

@@ -74,7 +74,7 @@ def test_a_dropped_synchronisation_shows_in_the_mismatch(learner):
 
 
 def test_sampling_is_a_function_of_the_seed(learner):
-    prompts = learner.stream.batch(1)[:8]
+    prompts = learner.rollouts.stream.batch(1)[:8]
     texts = [[t.response for t in learner.actor.sample(prompts, seed)] for seed in (7, 7, 8)]
     assert texts[0] == texts[1] != texts[2]
 
@@ -115,7 +115,7 @@ def test_prompts_that_exceed_one_engine_step_together_are_sampled_all_the_same(l
 
 
 def test_a_truncated_response_earns_nothing(learner):
-    prompts = learner.stream.batch(1)[:8]
+    prompts = learner.rollouts.stream.batch(1)[:8]
     limit = learner.actor.sampling_params.max_tokens
     learner.actor.sampling_params.max_tokens = 3
     try:

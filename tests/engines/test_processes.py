@@ -107,7 +107,7 @@ def test_a_process_that_dies_takes_the_other_down_with_it(tmp_path):
     process = subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         metrics, deadline = folder / "metrics.jsonl", time.time() + 240
-        while time.time() < deadline and not (metrics.exists() and metrics.read_text()):
+        while time.time() < deadline and process.poll() is None and not (metrics.exists() and metrics.read_text()):
             time.sleep(0.5)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         workers = [int(pid) for pid in children if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]

@@ -1,0 +1,101 @@
+"""The first half of a step: prompts are sampled and graded, and every process gets all of the step's responses."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from actors.math_actor import MathActor
+from learners.advantages import ADVANTAGES, overlong_punishment
+from learners.config import Config
+from learners.dynamic_sampling import Collected, collect_mixed
+from learners.processes import Processes, across_processes, gather
+from learners.rollout import RolloutBatch
+from learners.run_log import RunLog
+from learners.step import Step
+from tasks.prompts import Prompt, PromptStream
+
+
+def step_seed(seed: int, *key: int) -> int:
+    """A seed for the sampling or shuffling of one step, the same whatever came before."""
+    return int(np.random.SeedSequence([seed, *key]).generate_state(1)[0])
+
+
+class Rollouts:
+    """Makes the `Step` that the learner learns from.
+
+    Args:
+        config: resolved.
+        prompts: for training.
+        processes: this one's place among those of the run.
+        log: takes a few of the responses, to be read.
+    """
+
+    def __init__(self, config: Config, prompts: list[Prompt], processes: Processes, log: RunLog):
+        self.config, self.processes, self.log = config, processes, log
+        self.stream = PromptStream(prompts, config.sampling.rollout_batch_size, config.training.seed)
+        self.advantage = ADVANTAGES[config.objective.advantage]
+        self.prompts_drawn = 0  # by dynamic sampling, over all epochs: where its next step goes on
+
+    def collect(self, number: int, actor: MathActor) -> Step:
+        """Sample and grade the prompts of step ``number``, and gather the responses of all processes."""
+        options = self.config.sampling
+        measured = {}
+        if options.dynamic_sampling:
+            collected = self._collect_mixed(number, actor)
+            prompts, transitions, measured = collected.prompts, collected.transitions, collected.metrics()
+        else:
+            prompts = self.processes.prompts_of_engine(self.stream.batch(number))
+            transitions = actor.sample(prompts, seed=self._seed(number))
+        self.log.samples(number, prompts, transitions, options.num_samples)
+        parts = gather(RolloutBatch.from_transitions(self.processes.share_of_engine(transitions)))
+        batch = RolloutBatch.concatenate(parts)
+        punishment = overlong_punishment(
+            batch.response_mask.sum(1), options.generate_max_length, options.overlong_buffer
+        )
+        batch.advantages = self.advantage(batch.rewards + punishment, options.num_samples)
+        if options.overlong_buffer:
+            measured["train/overlong_punishment"] = punishment.mean().item()
+        step = Step(number, batch, measured | self._measure(transitions[0].info, batch))
+        info = transitions[0].info
+        step.tally.add("train/truncated", torch.tensor(float(info["actor/no_eos_count"])), count=info["actor/num_data"])
+        return step
+
+    def _measure(self, info: dict, batch: RolloutBatch) -> dict[str, float]:
+        """Times and counts of the sampling, over all processes."""
+        seconds = torch.tensor([info["actor/generate_time"], info["actor/verify_time"]], dtype=torch.float64)
+        sample, grade = across_processes(seconds, "max").tolist()
+        timeouts = torch.tensor([float(info["reward/timeouts"] * self.processes.first_of_engine)])
+        return {
+            "time/sample": sample,
+            "time/grade": grade,
+            "throughput/sample_tokens_per_s": batch.response_mask.sum().item() / sample,
+            "reward/timeouts": across_processes(timeouts, "sum").item(),
+        }
+
+    def _seed(self, number: int, turn: int = 0) -> int:
+        return step_seed(self.config.training.seed, number, self.processes.engine, turn)
+
+    def _collect_mixed(self, number: int, actor: MathActor) -> Collected:
+        """Dynamic sampling: goes on in the prompts where the last step stopped (`prompts_drawn`)."""
+        options, engines = self.config.sampling, self.processes.engines
+
+        def draw(count: int) -> list[Prompt]:
+            prompts = self.stream.take(self.prompts_drawn, count * engines)
+            self.prompts_drawn += count * engines
+            return self.processes.prompts_of_engine(prompts)
+
+        collected = collect_mixed(
+            draw,
+            lambda prompts, turn: actor.sample(prompts, seed=self._seed(number, turn)),
+            wanted=options.rollout_batch_size // engines,
+            group_size=options.num_samples,
+            max_rounds=options.max_sampling_rounds,
+            largest=lambda own: int(across_processes(torch.tensor([float(own)]), "max").item()),
+        )
+        if collected.filled:
+            self.log.say(
+                f"step {number}: in {options.max_sampling_rounds} rounds {collected.filled} prompts too few had "
+                "responses of different reward; others fill the batch, without an advantage"
+            )
+        return collected
