@@ -149,5 +149,5 @@ class GradingPool:
             for worker in self._workers:
                 worker.process.stdin.close()
             for worker in self._workers:
-                worker.end(patience=2.0)
+                worker.end(patience=0.1)  # nothing is being graded: what is still starting may as well be killed
             self._workers = []
