@@ -16,7 +16,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from learners.config import LoraOptions
+    from learners.options import LoraOptions
 
 ADAPTER = "default"  # peft's name for the only one
 

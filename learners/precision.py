@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from learners.config import PrecisionOptions
+from learners.options import PrecisionOptions
 
 TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}

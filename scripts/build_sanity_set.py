@@ -21,8 +21,9 @@ import tyro
 
 from actors.offline import OfflineOptions, check_sampling, settings_of
 from actors.response_store import ResponseStore
-from learners.config import EMBEDDED, Config, EvaluationOptions, ModelOptions, SamplingOptions, TaskOptions
+from learners.config import Config
 from learners.model_files import read_model_config
+from learners.options import EMBEDDED, EvaluationOptions, ModelOptions, SamplingOptions, TaskOptions
 from scripts.sanity_card import card, draw_histogram
 from tasks.benchmarks import problem_ids
 from tasks.errors import UsageError, require

@@ -21,8 +21,9 @@ import tyro
 
 from actors.offline import OfflineOptions, check_sampling, settings_of
 from actors.response_store import ResponseStore
-from learners.config import DEFAULTS_BY_MODEL, EMBEDDED, Config, ModelOptions
+from learners.config import DEFAULTS_BY_MODEL, Config
 from learners.model_files import read_model_config
+from learners.options import EMBEDDED, ModelOptions
 from scripts.evaluation_tables import Cell, Results, as_csv, as_latex, as_text
 from tasks.accuracy import Accuracy
 from tasks.benchmarks import EMBEDDED_BENCHMARK, load_benchmark, problem_ids

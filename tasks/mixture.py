@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tasks.task import Example
 
 if TYPE_CHECKING:
-    from learners.config import TaskOptions
+    from learners.options import TaskOptions
 
 
 def mix(datasets: list[list[Example]], options: "TaskOptions") -> list[Example]:

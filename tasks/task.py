@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from tasks.templates import Template
 
 if TYPE_CHECKING:
-    from learners.config import Config, TaskOptions
+    from learners.config import Config
+    from learners.options import TaskOptions
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from learners.config import DEFAULTS_BY_MODEL, Config, ObjectiveOptions, parse
+from learners.config import DEFAULTS_BY_MODEL, Config, parse
 from learners.objectives import OBJECTIVES
+from learners.options import ObjectiveOptions
 from tasks.arithmetic.model import CHECKPOINT
 from tasks.errors import UsageError
 from tests.conftest import ROOT
