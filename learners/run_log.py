@@ -198,7 +198,7 @@ class RunLog:
             draw_run(self.history, self.evaluations, self.config.output.name, self.folder / PLOT)
         self._print_table(summary)
         if self._wandb is not None:
-            _attempt(lambda: (self._wandb.summary.update(summary), self._wandb.finish(quiet=True)), "finish")
+            _attempt(lambda: (self._wandb.summary.update(summary), self._wandb.finish()), "finish")
         return summary
 
     def _summary(self, status: str) -> dict:

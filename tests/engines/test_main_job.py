@@ -81,6 +81,7 @@ def test_fp16_mismatch_is_at_least_5_times_smaller_than_bf16s(default_run, bf16_
 
 def test_wandb_writes_its_own_files_offline(bf16_run):
     assert list((bf16_run.folder / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert "W&B could not" not in bf16_run.output
 
 
 def test_overflow_is_skipped_counted_and_recovered_from(tmp_path):
