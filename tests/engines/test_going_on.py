@@ -89,3 +89,19 @@ def test_weights_after_a_kill_are_bitwise_those_of_a_straight_run(tmp_path):
         for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
     ]
     assert len(set(scales)) > 1, "the scale never moved, so the scaler's state was not tested"
+
+
+def test_a_checkpoint_of_another_model_is_recognised_and_named(tmp_path):
+    from learners.training_state import refuse_another_model
+    from tasks.errors import UsageError
+
+    ours = {"model.norm.weight": [128], "model.embed_tokens.weight": [128, 128]}
+    refuse_another_model(dict(ours), dict(ours), tmp_path)
+    wider = ours | {"model.embed_tokens.weight": [128, 256]}
+    with pytest.raises(
+        UsageError, match=r"is of another model: model.embed_tokens.weight has shape \[128, 256\] there"
+    ):
+        refuse_another_model(wider, ours, tmp_path)
+    adapters = {"model.layers.0.q_proj.lora_A.default.weight": [4, 128]}
+    with pytest.raises(UsageError, match="give the same --model and --lora options"):
+        refuse_another_model(adapters, ours, tmp_path)
