@@ -63,6 +63,7 @@ class SamplingEngine:
             # After a prompt's first part vLLM takes back the draw of a request that has a seed, and a CPU's cannot be.
             arguments["enable_chunked_prefill"] = False
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            _name_shared_memory_after_the_run()
             arguments |= {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": tensor_parallel}
         if lora_rank > 0:
             arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank_that_vllm_takes(lora_rank)}
@@ -186,3 +187,16 @@ def _leave_tokens_of_log_probs_undecoded() -> None:
         return made_with(cls, None, request)
 
     LogprobsProcessor.from_new_request = classmethod(without_tokenizer)
+
+
+def _name_shared_memory_after_the_run() -> None:
+    """On a CPU, the processes of a vLLM engine meet in shared memory, whose name is the same for every run that a
+    launcher started; two runs on one machine would take each other's. The port where a run meets tells them apart."""
+    from vllm.distributed.device_communicators import cpu_communicator
+
+    meeting = cpu_communicator._CPUSHMDistributed
+    if not hasattr(meeting, "name_without_port"):
+        meeting.name_without_port = staticmethod(meeting.make_group_name)
+        meeting.make_group_name = staticmethod(
+            lambda communicator: f"{meeting.name_without_port(communicator)}-{os.environ['MASTER_PORT']}"
+        )
