@@ -4,6 +4,8 @@ The way of the data: command line -> config -> task (prompts, reward), actor (vL
 -> learner.run(). Everything that a user can get wrong is refused before an engine is imported or a file is written.
 """
 
+import contextlib
+import os
 import sys
 import time
 
@@ -21,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(table())
         return 0
     try:
-        config = parse(arguments)
+        with contextlib.nullcontext() if is_first() else silence():
+            config = parse(arguments)
         task, prompts, eval_prompts = load_task(config)
     except UsageError as error:
         return refuse(error)
@@ -34,9 +37,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def refuse(error: UsageError) -> int:
-    if Launch.from_environment().rank == 0:
+    if is_first():
         print(f"train.py: {error}", file=sys.stderr)
     return 2
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all of them."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+@contextlib.contextmanager
+def silence():
+    """What the command line's parser prints is printed by one process."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 def load_task(config: Config):
@@ -54,7 +69,7 @@ def load_task(config: Config):
     prompts, dropped = build_prompts(task.train, task.template, tokenizer, limit)
     eval_prompts, eval_dropped = build_prompts(task.test, task.template, tokenizer, limit)
     PromptStream(prompts, config.sampling.rollout_batch_size, config.training.seed)  # enough of them?
-    say = print if Launch.from_environment().rank == 0 else lambda *_, **__: None
+    say = print if is_first() else lambda *_, **__: None
     say(f"task {task.name}: {len(prompts)} training prompts, {len(eval_prompts)} held out", end="")
     say(f"; dropped {dropped} + {eval_dropped} longer than {limit} tokens" if dropped + eval_dropped else "")
     return task, prompts, eval_prompts
@@ -62,7 +77,7 @@ def load_task(config: Config):
 
 def train(config: Config, task, prompts, eval_prompts) -> int:
     """Bring both engines up, train, and leave a summary whatever happens. Returns the exit code."""
-    if Launch.from_environment().rank == 0:
+    if is_first():
         print("loading vLLM and DeepSpeed (some 10 s) ...", flush=True)
     marks = {"command line and task": time.perf_counter()}
     prepare(config)
@@ -109,7 +124,7 @@ def open_log(config: Config, notes: dict):
 
     folder = from_first(default_folder(config))
     checkpoint, complaints = find_checkpoint(folder, config.output.resume)
-    if Launch.from_environment().rank != 0:
+    if not is_first():
         return NoLog(folder), checkpoint
     log = RunLog(config, folder, notes, resumed=log_state(checkpoint) if checkpoint else None)
     for complaint in complaints:

