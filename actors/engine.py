@@ -83,6 +83,7 @@ class SamplingEngine:
             **arguments,
         )
         self.dtype, self.sleep_level = dtype, sleep_level
+        self._asleep: set[str] = set()
 
     @property
     def model(self) -> torch.nn.Module:
@@ -107,10 +108,14 @@ class SamplingEngine:
     def sleep(self) -> None:
         """Drop the cache, and move the weights to host memory or drop them too (vLLM's levels 1 and 2)."""
         self.llm.sleep(level=self.sleep_level)
+        self._asleep = {"weights", "kv_cache"}
 
     def wake_up(self, tags: list[str]) -> None:
         """Bring back ``["weights"]`` (before loading new ones) or ``["kv_cache"]`` (after)."""
-        self.llm.wake_up(tags=tags)
+        due = [tag for tag in tags if tag in self._asleep]
+        if due:  # what is awake must not be woken: its memory would be mapped twice
+            self.llm.wake_up(tags=due)
+            self._asleep -= set(due)
 
     def close(self) -> None:
         """Give back what the engine holds. Before another engine is built in this process, the last one is closed."""

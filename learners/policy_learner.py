@@ -371,7 +371,7 @@ class PolicyLearner(PPOLearner):
                 self.actor.load_adapter(folder)
         else:
             self.actor.engine.load_weights(self.sampler_weights())
-        if self.args.vllm_sleep and self.pi_beta_version > 0:
+        if self.args.vllm_sleep:
             self.actor.engine.wake_up(["kv_cache"])
         self.pi_beta_version += 1
         return time.perf_counter() - started
@@ -421,17 +421,6 @@ class PolicyLearner(PPOLearner):
     def set_counters(self, counters: dict[str, int]) -> None:
         for name, value in counters.items():
             setattr(self.rollouts if name == "prompts_drawn" else self, name, value)
-
-    def make_moments(self) -> None:
-        """Have AdamW make its moments, which it does at its first update only: an update that changes nothing."""
-        ids = torch.ones(1, 2, dtype=torch.long, device=runtime.device())
-        kept = torch.ones(1, 1, dtype=torch.bool, device=runtime.device())
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
-        self.engine.train()
-        nothing = self.model(ids, torch.ones_like(ids), logits_to_keep=kept).sum() * 0.0
-        self.strategy.backward(nothing, self.model, self.optimizer)
-        self.strategy.optimizer_step(self.optimizer, self.model, self.scheduler)
 
     # ------------------------------------------------------------------------------------------------ evaluation
 

@@ -30,6 +30,7 @@ from deepspeed.utils import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from actors import runtime
 from learners.rollout import RolloutBatch
 from learners.step import Step
 from tasks.errors import UsageError, require
@@ -77,6 +78,18 @@ def own_tensors(learner: PolicyLearner) -> dict[str, torch.Tensor]:
             if i % processes.world_size == processes.rank:
                 own[f"{kind}/{name}"] = whole.detach().to("cpu", torch.float32, copy=True).contiguous()
     return own
+
+
+def make_moments(learner: PolicyLearner) -> None:
+    """Have AdamW make its moments, which it does at its first update only: an update that changes nothing."""
+    ids = torch.ones(1, 2, dtype=torch.long, device=runtime.device())
+    kept = torch.ones(1, 1, dtype=torch.bool, device=runtime.device())
+    for group in learner.optimizer.param_groups:
+        group["lr"] = 0.0
+    learner.engine.train()
+    nothing = learner.model(ids, torch.ones_like(ids), logits_to_keep=kept).sum() * 0.0
+    learner.strategy.backward(nothing, learner.model, learner.optimizer)
+    learner.strategy.optimizer_step(learner.optimizer, learner.model, learner.scheduler)
 
 
 def link_moments(learner: PolicyLearner) -> None:
@@ -145,7 +158,7 @@ def read(learner: PolicyLearner, folder: Path) -> None:
     )
     refuse_another_model(state["trained"], shapes(learner), folder)
     if state["adam_steps"] > 0:
-        learner.make_moments()
+        make_moments(learner)
         link_moments(learner)
     read_weights(learner, folder, kinds(state["adam_steps"]))
     set_adam_steps(learner, state["adam_steps"])
