@@ -14,7 +14,7 @@ STARTED = time.perf_counter()
 from actors.launch import Launch
 from learners.config import Config, parse
 from learners.presets import table
-from tasks.errors import UsageError
+from tasks.errors import NonFiniteError, UsageError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,7 +83,6 @@ def train(config: Config, task, prompts, eval_prompts) -> int:
     prepare(config)
     from actors import runtime
     from learners.interruption import Stopped
-    from learners.precision import NonFiniteError
 
     marks["imports"] = time.perf_counter()
     log, checkpoint = open_log(config, {"train_prompts": len(prompts), "eval_prompts": len(eval_prompts)})

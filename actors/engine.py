@@ -4,11 +4,15 @@ What differs between vLLM's versions (0.24 to 0.32) and devices is kept here.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
 import vllm
+from vllm.lora.request import LoRARequest
+
+from tasks.errors import NonFiniteError
 
 VLLM_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -90,6 +94,40 @@ class SamplingEngine:
         """vLLM's own module, on the device, with vLLM's fused parameter names."""
         return self.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
 
+    def generate(
+        self, prompts: list[list[int]], params: vllm.SamplingParams, adapter: LoRARequest | None = None
+    ) -> list[vllm.RequestOutput]:
+        """Sample every prompt (token ids); outputs come in the order of the prompts.
+
+        Raises:
+            NonFiniteError: a logit is not a number.
+        """
+        tokens = [{"prompt_token_ids": ids} for ids in prompts]
+        with self._within_range():
+            return self.llm.generate(tokens, sampling_params=params, use_tqdm=False, lora_request=adapter)
+
+    def step(self) -> list[vllm.RequestOutput]:
+        """Decode one token of every running request (`llm.llm_engine.add_request`), and return what is new.
+
+        Raises:
+            NonFiniteError: a logit is not a number.
+        """
+        with self._within_range():
+            return self.llm.llm_engine.step()
+
+    @contextmanager
+    def _within_range(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if NAN_LOGITS not in str(error):
+                raise
+            raise NonFiniteError(
+                f"The sampler's logits are not numbers: activations or weights left the range of "
+                f"{VLLM_DTYPES[self.dtype]} (docs/fp16-limits.md); use --dtype bf16 or fp32 for this model, or a lower "
+                "--learning-rate if it was well before."
+            ) from error
+
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Copy weights in, under their Hugging Face names; whatever dtype they have, they are cast to the engine's.
 
@@ -123,6 +161,7 @@ class SamplingEngine:
 
 
 CPU_BLOCK_TOKENS = 32
+NAN_LOGITS = "NaNs detected in logits"  # how vLLM puts it
 
 
 def _rank_that_vllm_takes(rank: int) -> int:

@@ -93,8 +93,7 @@ class MathActor(PPOActor):
 
     def generate(self, prompts: list[list[int]], sampling_params: vllm.SamplingParams) -> list[vllm.RequestOutput]:
         """Sample every prompt (token ids); outputs come in the order of the prompts."""
-        tokens = [{"prompt_token_ids": ids} for ids in prompts]
-        return self.llm.generate(tokens, sampling_params=sampling_params, use_tqdm=False, lora_request=self.adapter)
+        return self.engine.generate(prompts, sampling_params, self.adapter)
 
     def load_adapter(self, folder: str) -> None:
         """From now on sample with the adapter in a folder (peft's format), and forget the last one."""

@@ -76,7 +76,7 @@ def sample_stream(
                 return
             finished = [
                 Response(running.pop(output.request_id), made.text, len(made.token_ids), made.finish_reason == "length")
-                for output in llm.step()
+                for output in engine.step()
                 if output.finished
                 for made in output.outputs
             ]

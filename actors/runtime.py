@@ -87,6 +87,8 @@ def _set_environment() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # On a CPU nothing is worth compiling here, and vLLM would compile a helper of its sampler for 13 s.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    # vLLM samples from logits that are not numbers without a word, and what comes out looks like a poor model.
+    os.environ["VLLM_RAISE_ON_LOGIT_NANS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -99,6 +101,8 @@ def _quieten() -> None:
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
+    # When a step fails, vLLM prints its whole configuration and batch, pages of it, before the error.
+    logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # no Triton on a CPU: expected
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

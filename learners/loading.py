@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from learners.lora import add_adapters
-from learners.precision import NAMES, NonFiniteError, Precision
+from learners.precision import NAMES, Precision
 from learners.routers import route_in_fp32
+from tasks.errors import NonFiniteError
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -29,7 +29,7 @@ from learners.log_probs import TokenLogProbs
 from learners.micro_batches import deal
 from learners.mismatch import derive, measure
 from learners.objectives import OBJECTIVES, PolicyBatch, reference_kl
-from learners.precision import NAMES, TORCH_DTYPES, NonFiniteError, Precision
+from learners.precision import NAMES, TORCH_DTYPES, Precision
 from learners.processes import Processes, across_processes, from_first, gather
 from learners.rollout import RolloutBatch
 from learners.rollouts import Rollouts, step_seed
@@ -39,6 +39,7 @@ from learners.step import Step
 from learners.strategy import PrecisionStrategy, StepReport
 from learners.tally import Tally
 from tasks.accuracy import Accuracy
+from tasks.errors import NonFiniteError
 from tasks.prompts import Prompt
 
 

@@ -15,10 +15,6 @@ TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.flo
 NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-class NonFiniteError(RuntimeError):
-    """A weight, log-probability, loss or gradient is not a finite number, and loss scaling cannot mend it."""
-
-
 @dataclass(frozen=True)
 class Precision:
     """The dtypes of a run. Example: ``Precision.of(parse(["--dtype=bf16"]).precision).train is torch.bfloat16``."""

@@ -258,8 +258,8 @@ class RunLog:
             "wall time, peak memory", "", f"{summary['wall_seconds']:.0f} s, {summary['peak_memory_gb']:.1f} GB"
         )
         Console(width=100).print(table)
-        folders = [name for name in ("model", "adapter", CHECKPOINTS) if (self.folder / name).is_dir()]
-        print(f"written to {self.folder}/: {' '.join([METRICS, SUMMARY, CONFIG, SAMPLES, PLOT, *folders])}")
+        names = (METRICS, SUMMARY, CONFIG, SAMPLES, PLOT, "model", "adapter", CHECKPOINTS)
+        print(f"written to {self.folder}/: {' '.join(name for name in names if (self.folder / name).exists())}")
         if summary["status"] in ("interrupted", "failed"):
             saved = sorted(path.name for path in (self.folder / CHECKPOINTS).glob("step-*[0-9]"))
             where = f"goes on from {saved[-1]}" if saved else "starts anew, as no checkpoint was written yet"

@@ -11,7 +11,8 @@ from oat.model import LLM
 from oat.utils.deepspeed import DeepspeedStrategy, get_optimizer_grouped_parameters
 
 from actors import runtime
-from learners.precision import NonFiniteError, Precision
+from learners.precision import Precision
+from tasks.errors import NonFiniteError
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from tasks.errors import UsageError, require
+from tasks.errors import NonFiniteError, UsageError, require
 
 Dtype = Literal["fp16", "bf16", "fp32"]
 
@@ -319,8 +319,6 @@ def main(arguments: Arguments) -> int:
     check(arguments)
     config, prompts, stop = load_prompts(arguments)
     folder = open_folder(arguments, config, prompts)
-    from learners.precision import NonFiniteError
-
     try:
         chunks = gather(arguments, config, prompts, stop, folder)
     except NonFiniteError as error:

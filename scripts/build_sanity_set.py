@@ -26,7 +26,7 @@ from learners.model_files import read_model_config
 from learners.options import EMBEDDED, EvaluationOptions, ModelOptions, SamplingOptions, TaskOptions
 from scripts.sanity_card import card, draw_histogram
 from tasks.benchmarks import problem_ids
-from tasks.errors import UsageError, require
+from tasks.errors import NonFiniteError, UsageError, require
 from tasks.perfectible import Draws
 from tasks.prompts import Prompt, build_prompts, load_tokenizer
 from tasks.registry import TASKS
@@ -245,6 +245,9 @@ if __name__ == "__main__":
     except UsageError as error:
         print(f"build_sanity_set.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except NonFiniteError as error:
+        print(f"build_sanity_set.py: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("build_sanity_set.py: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -27,7 +27,7 @@ from learners.options import EMBEDDED, ModelOptions
 from scripts.evaluation_tables import Cell, Results, as_csv, as_latex, as_text
 from tasks.accuracy import Accuracy
 from tasks.benchmarks import EMBEDDED_BENCHMARK, load_benchmark, problem_ids
-from tasks.errors import UsageError, require
+from tasks.errors import NonFiniteError, UsageError, require
 from tasks.prompts import Prompt, build_prompts, load_tokenizer
 from tasks.templates import TEMPLATES
 
@@ -154,6 +154,9 @@ def sample_missing(arguments: Arguments, problems: Problems, dtype: str, setting
     except UsageError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except NonFiniteError as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     finally:

@@ -1,8 +1,13 @@
-"""The error that a user can mend."""
+"""The errors that end a program with one sentence."""
 
 
 class UsageError(ValueError):
     """What was asked for cannot work; the message is one sentence that says what to do. Ends a program with code 2."""
+
+
+class NonFiniteError(RuntimeError):
+    """A weight, logit, log-probability, loss or gradient is not a finite number, and loss scaling cannot mend it. Ends a
+    program with code 1."""
 
 
 def require(condition: bool, sentence: str) -> None:

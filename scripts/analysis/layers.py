@@ -57,7 +57,7 @@ def states_of_sampler(engine, sequences: Sequence[Sequence[int]]) -> list[Tensor
     one_token = vllm.SamplingParams(max_tokens=1, temperature=0.0)
 
     def run(ids: Sequence[int]) -> None:
-        engine.llm.generate([{"prompt_token_ids": list(ids)}], sampling_params=one_token, use_tqdm=False)
+        engine.generate([list(ids)], one_token)
 
     return _states(engine.model.model.layers, run, sequences)
 

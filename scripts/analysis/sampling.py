@@ -70,8 +70,7 @@ def sample(config: Config, dtype: torch.dtype, plan: SamplingPlan, chunks: Chunk
         for index in missing:
             prompts = plan.chunk(index)
             torch.manual_seed(int(np.random.SeedSequence([plan.seed, index]).generate_state(1)[0]))
-            tokens = [{"prompt_token_ids": prompt.token_ids} for prompt in prompts]
-            outputs = engine.llm.generate(tokens, sampling_params=options, use_tqdm=False)
+            outputs = engine.generate([prompt.token_ids for prompt in prompts], options)
             first = index * plan.chunk_size
             chunks.write_sampled(index, [r for i, output in enumerate(outputs) for r in _responses(output, first + i)])
             bar.update()

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 from actors import runtime
 from learners.config import Config
 from learners.log_probs import TokenLogProbs
-from learners.precision import NAMES, NonFiniteError
+from learners.precision import NAMES
 from learners.rollout import RolloutBatch
 from scripts.analysis.responses import Chunks, Response
+from tasks.errors import NonFiniteError
 
 
 def load_trained_model(config: Config, dtype: torch.dtype, attention: str):

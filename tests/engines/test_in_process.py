@@ -177,7 +177,7 @@ def test_small_gradients_underflow_in_fp16_and_scaling_brings_them_back(learner)
 
 
 def test_a_weight_that_is_not_finite_stops_the_run_and_names_the_prompt(learner):
-    from learners.precision import NonFiniteError
+    from tasks.errors import NonFiniteError
 
     step = learner.collect(1)
     weight = next(iter(learner.causal_lm.parameters()))

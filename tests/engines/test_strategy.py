@@ -77,7 +77,7 @@ def test_updates_are_those_of_plain_adamw(arguments):
 
 
 def test_an_overflow_at_the_minimum_scale_ends_with_a_sentence():
-    from learners.precision import NonFiniteError
+    from tasks.errors import NonFiniteError
 
     strategy, model, optimizer, scheduler, _ = prepare(
         ["--dtype=fp16", "--initial-scale-power=4", "--min-loss-scale=8", "--hysteresis=1"]

@@ -1,0 +1,85 @@
+"""Make a model whose activations leave FP16's range: `python scripts/make_out_of_range.py --power 12 --output-dir DIR`.
+
+What writes into the residual stream (embedding, attention's and MLP's output projections) is multiplied by a power of
+two. Every layer reads the stream through an RMS norm, which divides by its size, so the model computes the same
+function as before, in a dtype that has the range for it. BF16 and FP32 have; FP16's largest number is 65,504. Real
+models have such numbers too ("massive activations", arXiv 2402.17762). docs/fp16-limits.md shows what becomes of it.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import tyro
+
+from tasks.errors import UsageError, require
+
+
+@dataclass
+class Arguments:
+    """Write a copy of a model with a larger residual stream, which computes the same function."""
+
+    output_dir: Path
+    """folder to write; must not exist, or be empty"""
+    model: str = "embedded"
+    """a Hugging Face model of the Llama or Qwen family: local folder or hub id; "embedded" is this repository's"""
+    power: int = 12
+    """the residual stream becomes 2^POWER times as large"""
+
+
+def enlarge_stream(causal_lm, factor: float) -> None:
+    """Multiply the residual stream of a decoder with pre-norms by ``factor``, in place; the function stays.
+
+    Exact for a power of two, but for the norms' epsilon, which matters ``factor``^2 times less.
+
+    Raises:
+        UsageError: the model has no such parts.
+    """
+    import torch
+
+    decoder = causal_lm.get_decoder()
+    try:
+        writers = [decoder.embed_tokens]
+        for layer in decoder.layers:
+            writers += [layer.self_attn.o_proj, layer.mlp.down_proj]
+        last_norm = decoder.norm
+    except AttributeError as error:
+        raise UsageError(f"{type(causal_lm).__name__} has no Llama-like layers ({error}); name another.") from error
+    with torch.no_grad():
+        for parameter in {id(p): p for module in writers for p in module.parameters()}.values():
+            parameter.mul_(factor)
+        if causal_lm.get_output_embeddings().weight is decoder.embed_tokens.weight:  # tied, so logits grew too
+            last_norm.weight.div_(factor)
+
+
+def main(arguments: Arguments) -> int:
+    folder = arguments.output_dir
+    require(0 < arguments.power < 100, f"--power is {arguments.power}; it lies between 1 and 99.")
+    require(
+        not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
+        f"{folder} is not empty; name a new folder.",
+    )
+    import torch
+    from transformers import AutoTokenizer
+
+    from learners.config import parse
+    from learners.loading import load_model
+    from learners.precision import Precision
+
+    config = parse([f"--model={arguments.model}", "--dtype=fp32", "--wandb=disabled"])
+    model = load_model(config, Precision.of(config.precision))
+    enlarge_stream(model, 2.0**arguments.power)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(config.model_path).save_pretrained(folder)
+    print(f"{folder}: residual stream 2^{arguments.power} times that of {arguments.model}, in BF16")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Arguments)))
+    except UsageError as error:
+        print(f"make_out_of_range.py: {error}", file=sys.stderr)
+        sys.exit(2)
