@@ -6,8 +6,8 @@ class UsageError(ValueError):
 
 
 class NonFiniteError(RuntimeError):
-    """A weight, logit, log-probability, loss or gradient is not a finite number, and loss scaling cannot mend it. Ends a
-    program with code 1."""
+    """A weight, logit, log-probability, loss or gradient is not finite, and loss scaling cannot mend it. Ends a program
+    with code 1."""
 
 
 def require(condition: bool, sentence: str) -> None:
