@@ -1,8 +1,8 @@
 """Does a model fit FP16? `python scripts/check_range.py --model M --task math --data D`, with the options of train.py.
 
 The model runs over some of the prompts in FP32, and the largest number that each kind of layer reads or writes is
-held against FP16's largest, 65,504. What is larger becomes infinite in FP16, and loss scaling, which is about gradients,
-does not mend it. Weights are looked at too: those below FP16's smallest normal number lose digits, or vanish.
+held against FP16's largest, 65,504. What is larger becomes infinite there, and loss scaling does not mend it: that is
+about gradients. Weights are looked at too: those below FP16's smallest normal number lose digits, or vanish.
 """
 
 import re
