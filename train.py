@@ -103,7 +103,7 @@ def train(config: Config, task, prompts, eval_prompts) -> int:
     except NonFiniteError as error:
         log.say(f"train.py: {error}")
     finally:
-        log.finish(status)
+        log.finish(status, learner.skipped_updates if learner else 0)
     if learner is not None:
         learner.close()
         runtime.leave_process_group()

@@ -102,7 +102,7 @@ def _quieten() -> None:
     deepspeed.utils.logger.setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     # When a step fails, vLLM prints its whole configuration and batch, pages of it, before the error.
-    logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
+    logging.getLogger("vllm.logging_utils.dump_input").disabled = True  # vLLM's set-up undoes a level
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # no Triton on a CPU: expected
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from tasks.errors import NonFiniteError
+
 
 def _float(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.float()
@@ -79,12 +81,19 @@ class TokenLogProbs(nn.Module):
         Raises:
             ValueError: the model does something to its logits after the head (soft-capping, scaling), which this
                 wrapper would leave out.
+            NonFiniteError: they are not finite.
         """
         ids = torch.arange(8, device=next(self.parameters()).device)[None] + 3
         mask, positions = torch.ones_like(ids), torch.arange(8, device=ids.device)[None]
         ours = self(ids, mask, positions, mask[:, 1:].bool())
         logits = self.causal_lm(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
         whole = (logits.float() / self.temperature).log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None]).flatten()
+        if not (ours.isfinite().all() and whole.isfinite().all()):
+            dtype = str(next(self.causal_lm.parameters()).dtype).removeprefix("torch.")
+            raise NonFiniteError(
+                f"The model's logits are not finite in {dtype}: its activations leave that dtype's range "
+                "(docs/fp16-limits.md); use --dtype bf16 or fp32 for this model."
+            )
         if not torch.allclose(ours, whole, atol=0.05, rtol=0.01):
             raise ValueError(
                 f"{type(self.causal_lm).__name__} changes its logits after the output head, which is not supported: "

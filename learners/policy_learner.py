@@ -118,7 +118,7 @@ class PolicyLearner(PPOLearner):
         self.causal_lm = self.engine.module.causal_lm
         self.engine.module.check()
         self.query_step = self.policy_sgd_step = self.skipped_updates = self.pi_beta_version = 0
-        self.steps_done, self.in_progress = 0, None
+        self.steps_done, self.in_progress, self.nothing_learned = 0, None, False
 
     def _load_policy(self) -> TokenLogProbs:
         """The model in the training dtype, as a source of log-probabilities."""
@@ -164,11 +164,7 @@ class PolicyLearner(PPOLearner):
             if interval > 0 and (step.number % interval == 0 or last):
                 metrics |= self.evaluate()
             self.log.step(step.number, metrics)
-            if metrics["train/groups_with_equal_rewards"] == 1:
-                self.log.say(
-                    f"WARNING: in step {step.number} all responses to each prompt earned the same, so nothing could be "
-                    "learned; look at samples.jsonl for what is answered and how it is graded."
-                )
+            self._warn_if_nothing_was_learned(step, metrics)
             every = self.config.output.save_every
             if every > 0 and (step.number % every == 0 or last):
                 self.save_checkpoint()
@@ -183,6 +179,23 @@ class PolicyLearner(PPOLearner):
         step = self.rollouts.collect(number, self.actor)
         self.query_step += len(step.batch)
         return step
+
+    def _warn_if_nothing_was_learned(self, step: Step, metrics: dict[str, float]) -> None:
+        """Say why, at the first step of a row of such steps."""
+        scale = f"loss scale {metrics['precision/loss_scale']:g}"
+        reason = ""
+        if "precision/grad_norm" not in metrics:
+            fixed = self.config.precision.loss_scale > 0
+            mend = "choose a smaller --loss-scale, or 0 for one that adapts" if fixed else "it is lowered from here on"
+            reason = f"every update was skipped, as the gradient overflows at the {scale}; {mend}"
+        elif metrics["train/groups_with_equal_rewards"] == 1:
+            reason = (
+                "all responses to each prompt earned the same; look at samples.jsonl for what is answered and how it "
+                "is graded"
+            )
+        if reason and not self.nothing_learned:
+            self.log.say(f"WARNING: nothing was learned in step {step.number}: {reason}.")
+        self.nothing_learned = bool(reason)
 
     def _may_stop_as_passed(self, reward: float) -> bool:
         """Whether the run is to end at this step, whose reward the log has not been told of yet; same everywhere."""

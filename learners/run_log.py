@@ -181,18 +181,19 @@ class RunLog:
             self._write(self._samples, record)
         self._sampled = step
 
-    def finish(self, status: str = "finished") -> dict:
+    def finish(self, status: str = "finished", skipped_updates: int = 0) -> dict:
         """Write summary.json and reward.png, print the final table, close everything.
 
         Args:
             status: "finished", "stopped" (to go on later), "interrupted" or "failed".
+            skipped_updates: so far, those of a step that was not finished included.
 
         Returns:
             The summary.
         """
         if self._bar is not None:
             self._bar.close()
-        summary = self._summary(status)
+        summary = self._summary(status, skipped_updates)
         (self.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
         if self.history:
             from learners.plots import draw_run
@@ -203,7 +204,7 @@ class RunLog:
             _attempt(lambda: (self._wandb.summary.update(summary), self._wandb.finish()), "finish")
         return summary
 
-    def _summary(self, status: str) -> dict:
+    def _summary(self, status: str, skipped_updates: int) -> dict:
         rewards = [record["train/reward"] for record in self.history]
         last = rewards[-5:]
         first = self.history[0] if self.history else {}
@@ -222,7 +223,7 @@ class RunLog:
             "mismatch_abs_prob_diff_mean": first.get("mismatch/abs_prob_diff_mean"),
             "mismatch_kl_k3": first.get("mismatch/kl_k3"),
             "sanity_passed": self.sanity_verdict(),
-            "skipped_updates": self.history[-1]["precision/skipped_updates"] if self.history else 0,
+            "skipped_updates": skipped_updates,
             "seconds_per_step": median(record["time/step"] for record in self.history) if self.history else None,
             "wall_seconds": time.time() - self.started,
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

@@ -190,6 +190,24 @@ def test_a_weight_that_is_not_finite_stops_the_run_and_names_the_prompt(learner)
         weight.data.copy_(kept)
 
 
+def test_logits_of_the_sampler_that_are_not_numbers_stop_the_run(learner):
+    """vLLM would sample from them without a word; and what was begun leaves nothing behind in the engine."""
+    from tasks.errors import NonFiniteError
+
+    engine = learner.actor.engine
+    weight = next(iter(engine.model.parameters()))
+    kept = weight.data.clone()
+    weight.data[:] = float("nan")
+    try:
+        with pytest.raises(NonFiniteError, match="left the range of float16"):
+            learner.actor.evaluate(learner.eval_prompts[:4], seed=0)
+    finally:
+        weight.data.copy_(kept)
+    assert not engine.llm.llm_engine.has_unfinished_requests()
+    rewards, _ = learner.actor.evaluate(learner.eval_prompts[:64], seed=0)
+    assert rewards.mean() > 0.5
+
+
 def test_config_json_describes_the_run(learner):
     described = json.loads((learner.log.folder / "config.json").read_text())
     assert described["precision"]["dtype"] == "fp16"

@@ -1,0 +1,112 @@
+"""How much of what was learned reaches the weights that compute? `python scripts/update_reach.py RUN...`
+
+The optimiser moves FP32 master weights; both engines compute with their casts to the run's dtype. A weight whose master
+moved by less than half the distance between two neighbours in that dtype has not moved at all. For each checkpoint of a
+run this prints which share of the weights have moved from the model the run started from, and the reach: the movement
+of the casts, projected on that of the masters (1: all of it arrives, 0: none).
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import tyro
+
+from tasks.errors import UsageError, require
+
+
+@dataclass
+class Arguments:
+    """Compare the master weights in a run's checkpoints, and their casts, with the model the run started from."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """folders of runs; give train.py --save-every 1 --keep 100 to have every step's checkpoint"""
+
+
+def reach(start, master, dtype) -> tuple[int, float, float]:
+    """One tensor's part of the two numbers.
+
+    Args:
+        start: the model's weight, any floating dtype.
+        master: the same weight later, FP32.
+        dtype: that the run computes in.
+
+    Returns:
+        How many of the casts have moved; the inner product of the casts' movement with the masters'; the squared length
+        of the masters'. The reach of a model is the sum of the second over the sum of the third.
+    """
+    before, after = start.float().to(dtype), master.to(dtype)
+    moved, wanted = after.double() - before.double(), master.double() - start.double()
+    return int((after != before).sum()), (moved * wanted).sum().item(), wanted.square().sum().item()
+
+
+def masters(checkpoint: Path):
+    """(name, FP32 tensor) of every master weight in a checkpoint."""
+    from safetensors import safe_open
+
+    for file in sorted(checkpoint.glob("weights-*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                if name.startswith("master/"):
+                    yield name.removeprefix("master/"), tensors.get_tensor(name)
+
+
+def table_of(run: Path):
+    """A row for each checkpoint: run, dtype, step, share of casts that moved, reach.
+
+    Raises:
+        UsageError: the folder has no checkpoints, or they are of adapters.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from learners.config import parse
+    from learners.precision import TORCH_DTYPES
+    from learners.run_files import CHECKPOINTS
+
+    checkpoints = sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.name[5:].isdigit())
+    require(bool(checkpoints), f"{run} has no checkpoints of whole steps; train with --save-every 1 --keep 100.")
+    config = json.loads((run / "config.json").read_text())
+    dtype, model = config["precision"]["train_dtype"], config["model"]["model"]
+    path = parse([f"--model={model}", "--wandb=disabled"]).model_path
+    start = dict(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).named_parameters())
+    for checkpoint in checkpoints:
+        moved, along, length, size = 0, 0.0, 0.0, 0
+        for name, master in masters(checkpoint):
+            require(name in start, f"{checkpoint} holds {name}, which is no weight of {model}; adapters will not do.")
+            parts = reach(start[name].detach(), master, TORCH_DTYPES[dtype])
+            moved, along, length, size = moved + parts[0], along + parts[1], length + parts[2], size + master.numel()
+        yield (
+            run.name,
+            dtype,
+            str(int(checkpoint.name[5:])),
+            f"{moved / size:.1%}",
+            f"{along / max(length, 1e-300):.3f}",
+        )
+
+
+def main(arguments: Arguments) -> int:
+    require(bool(arguments.runs), "Name at least one folder of a run.")
+    import transformers.utils.logging
+    from rich.console import Console
+    from rich.table import Table
+
+    transformers.utils.logging.disable_progress_bar()
+    table = Table("run", "dtype", "step", "weights that moved", "reach")
+    for run in arguments.runs:
+        for row in table_of(run):
+            table.add_row(*row)
+    Console(width=100).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Arguments)))
+    except UsageError as error:
+        print(f"update_reach.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,120 @@
+"""Does a model fit FP16, what becomes of one that does not, and how much of an update reaches the half weights."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learners.log_probs import TokenLogProbs
+from scripts.check_range import kind_of, largest_activations, weights_below_normal
+from scripts.make_out_of_range import enlarge_stream
+from scripts.update_reach import reach
+from tasks.arithmetic.model import build_model
+from tasks.errors import NonFiniteError
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPT = [5, 9, 30, 40, 6]
+
+
+def tiny():
+    return build_model(hidden_size=64, num_layers=2).float().eval()
+
+
+@pytest.mark.parametrize("power", [3, 16])
+def test_a_larger_stream_leaves_the_function_as_it_was(power):
+    model, ids = tiny(), torch.tensor([PROMPT])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        stream = largest_activations(model, [PROMPT])["residual stream"].value
+        enlarge_stream(model, 2.0**power)
+        after = model(input_ids=ids).logits
+    # The norms' epsilon, 1e-6, is what changes: it matters less.
+    torch.testing.assert_close(after, before, rtol=1e-2, atol=1e-3)
+    enlarged = largest_activations(model, [PROMPT])["residual stream"].value
+    assert enlarged == pytest.approx(stream * 2.0**power, rel=1e-2)
+
+
+def test_a_model_without_such_layers_is_refused():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tasks.errors import UsageError
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16, n_positions=8))
+    with pytest.raises(UsageError, match="GPT2LMHeadModel has no Llama-like layers"):
+        enlarge_stream(model, 2.0)
+
+
+def test_the_largest_numbers_are_found_by_kind():
+    """Against values read with torch alone: the embedding is the first layer's stream, known outright."""
+    model = tiny()
+    last = model.get_decoder().layers[1].mlp
+    with torch.no_grad():
+        last.down_proj.weight.zero_()
+        last.down_proj.weight[0, 0] = 3.0
+        seen = []
+        last.down_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+        model(input_ids=torch.tensor([PROMPT]))
+        down = max(seen[0].abs().max().item(), 3 * seen[0][..., 0].abs().max().item())
+        found = largest_activations(model, [PROMPT])
+    assert found["mlp.down_proj"].value >= down * (1 - 1e-6)
+    assert {"residual stream", "mlp.down_proj", "self_attn.q_proj", "lm_head"} <= set(found)
+    assert found["residual stream"].where.startswith("model.layers.")
+
+
+def test_tokens_that_the_model_adds_are_watched_too():
+    model = tiny()
+    alone, continued = (largest_activations(model, [PROMPT], tokens)["mlp.down_proj"].value for tokens in (0, 8))
+    assert continued >= alone
+
+
+def test_kinds():
+    assert kind_of("model.layers.12.mlp.down_proj") == "mlp.down_proj"
+    assert kind_of("model.layers.12") == "residual stream"
+    assert kind_of("lm_head") == "lm_head"
+
+
+def test_weights_that_fp16_cannot_hold():
+    layer = torch.nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 1e-5, 1e-9, 0.0], [2.0, -1e-6, 6e4, -0.1]]))
+    assert weights_below_normal(layer) == pytest.approx((2 / 7, 1 / 7))
+
+
+def test_a_model_out_of_range_is_told_apart_from_one_that_changes_its_logits():
+    model = tiny()
+    enlarge_stream(model, 2.0**22)
+    TokenLogProbs(model).check()
+    with pytest.raises(NonFiniteError, match=r"not finite in float16.*--dtype bf16"):
+        TokenLogProbs(model.half()).check()
+
+
+@pytest.mark.parametrize(("power", "code", "verdict"), [(6, 0, "fits FP16"), (14, 1, "does not fit FP16")])
+def test_the_commands(tmp_path, power, code, verdict):
+    def run(*command):
+        return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    made = run("scripts/make_out_of_range.py", "--power", str(power), "--output-dir", str(tmp_path / "model"))
+    assert made.returncode == 0, made.stderr
+    lengths = ["--prompt-max-length", "32", "--generate-max-length", "24"]
+    model = ["--model", str(tmp_path / "model"), "--task", "arithmetic", *lengths]
+    checked = run("scripts/check_range.py", "--prompts", "4", "--tokens", "4", *model)
+    assert (checked.returncode, verdict in checked.stdout) == (code, True), checked.stdout + checked.stderr
+    again = run("scripts/make_out_of_range.py", "--output-dir", str(tmp_path / "model"))
+    assert again.returncode == 2 and "is not empty; name a new folder" in again.stderr
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(-6, 6), st.floats(-0.3, 0.3), st.sampled_from([torch.float16, torch.bfloat16]))
+def test_half_a_spacing_decides_whether_a_weight_moves(exponent, part, dtype):
+    """From a number of the dtype, less than half a spacing moves nothing, a whole one arrives whole."""
+    start = torch.full((3,), 2.0**exponent * 1.5)
+    spacing = 2.0**exponent * torch.finfo(dtype).eps
+    moved, along, length = reach(start, start.double() + part * spacing, dtype)
+    assert (moved, along) == (0, 0.0)
+    assert length == pytest.approx(3 * (part * spacing) ** 2, rel=1e-6, abs=1e-30)
+    moved, along, length = reach(start, start + spacing, dtype)
+    assert (moved, along / length) == (3, pytest.approx(1.0))
