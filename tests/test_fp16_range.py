@@ -115,6 +115,6 @@ def test_half_a_spacing_decides_whether_a_weight_moves(exponent, part, dtype):
     spacing = 2.0**exponent * torch.finfo(dtype).eps
     moved, along, length = reach(start, start.double() + part * spacing, dtype)
     assert (moved, along) == (0, 0.0)
-    assert length == pytest.approx(3 * (part * spacing) ** 2, rel=1e-6, abs=1e-30)
+    assert length == pytest.approx(3 * (part * spacing) ** 2, rel=1e-6, abs=1e-8 * spacing**2)
     moved, along, length = reach(start, start + spacing, dtype)
     assert (moved, along / length) == (3, pytest.approx(1.0))

@@ -203,6 +203,8 @@ def test_logits_of_the_sampler_that_are_not_numbers_stop_the_run(learner):
             learner.actor.evaluate(learner.eval_prompts[:4], seed=0)
     finally:
         weight.data.copy_(kept)
+        for cache in engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner.kv_caches:
+            cache.zero_()  # a key that is not a number harms whoever gets its block next
     assert not engine.llm.llm_engine.has_unfinished_requests()
     rewards, _ = learner.actor.evaluate(learner.eval_prompts[:64], seed=0)
     assert rewards.mean() > 0.5
