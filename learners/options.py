@@ -5,7 +5,9 @@ objective, the preset (learners/config.py).
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
+
+import tyro
 
 from learners.advantages import ADVANTAGES
 from learners.aggregation import Aggregation
@@ -16,12 +18,16 @@ from tasks.templates import TEMPLATES
 
 EMBEDDED = "embedded"
 
+UNSAID = tyro.conf.arg(help_behavior_hint="")  # that a default is None is no news; the help text says what it means
+T = TypeVar("T")
+Chosen = Annotated[T | None, UNSAID]
+
 
 @dataclass
 class OriginOptions:
     """Where the options come from that are not given."""
 
-    preset: str | None = None
+    preset: Chosen[str] = None
     """an experiment by name, whose values fill in what is not given; `train.py --list-presets` shows them all"""
 
 
@@ -31,9 +37,9 @@ class PrecisionOptions:
 
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """of both engines: compute, cache and synchronisation; masters, optimiser and log-probabilities stay FP32"""
-    train_dtype: Literal["fp16", "bf16", "fp32"] | None = None
+    train_dtype: Chosen[Literal["fp16", "bf16", "fp32"]] = None
     """of the learner alone, for ablations (default: --dtype)"""
-    sample_dtype: Literal["fp16", "bf16", "fp32"] | None = None
+    sample_dtype: Chosen[Literal["fp16", "bf16", "fp32"]] = None
     """of the sampler alone; it gets the FP32 master weights, cast (default: --dtype)"""
     lm_head_fp32: bool = False
     """compute the learner's last product, hidden states with the vocabulary, in FP32"""
@@ -80,20 +86,20 @@ class TaskOptions:
 
     task: Literal[tuple(TASKS)] = "arithmetic"
     """arithmetic is embedded; math any dataset; sanity a set of partly solved problems; others: docs/tasks.md"""
-    data: tuple[str, ...] = ()
+    data: Annotated[tuple[str, ...], UNSAID] = ()
     """not arithmetic: one or more of hub name (NAME or NAME:CONFIGURATION), folder, .jsonl, .json, .parquet, .csv file;
     reasoning-gym: a generator"""
-    data_weights: tuple[float, ...] = ()
+    data_weights: Annotated[tuple[float, ...], UNSAID] = ()
     """shares of several --data in an epoch, as 2 1; as much as the scarcest allows (default: all of each, once)"""
-    eval_data: str | None = None
+    eval_data: Chosen[str] = None
     """math, sanity: where evaluation problems come from (default for math: the test split of --data, if it has one)"""
     input_key: str = "problem"
     """math, sanity: column of the question; "outer.inner" is a field within one"""
     output_key: str = "answer"
     """math, sanity: column of the reference answer, likewise"""
-    prompt_template: Literal[tuple(TEMPLATES)] | None = None
+    prompt_template: Chosen[Literal[tuple(TEMPLATES)]] = None
     """how a question becomes a prompt (default: arithmetic no, math chat, sanity its card's, reasoning-gym r1)"""
-    prompt_max_length: int | None = None
+    prompt_max_length: Chosen[int] = None
     """longer prompts are dropped, and counted; tokens (embedded model: 32, else 1024)"""
     train_problems: int = 2048
     """arithmetic, reasoning-gym: number of training problems"""
@@ -105,11 +111,11 @@ class TaskOptions:
 class SamplingOptions:
     """The actor: how vLLM samples."""
 
-    rollout_batch_size: int | None = None
+    rollout_batch_size: Chosen[int] = None
     """prompts per step, over all processes (default 64)"""
-    num_samples: int | None = None
+    num_samples: Chosen[int] = None
     """responses per prompt: the group that the advantage is computed in (default 8)"""
-    generate_max_length: int | None = None
+    generate_max_length: Chosen[int] = None
     """a response is cut here, and then earns 0; tokens (embedded model: 24, else 8192)"""
     temperature: float = 1.0
     """of the sampled distribution; pi is evaluated at the same temperature"""
@@ -127,7 +133,7 @@ class SamplingOptions:
     """leave truncated responses out of the loss instead of training on reward 0"""
     dynamic_sampling: bool = False
     """drop prompts whose responses all earn the same and sample further ones until the batch is full (DAPO)"""
-    max_sampling_rounds: int | None = None
+    max_sampling_rounds: Chosen[int] = None
     """dynamic sampling only: at most so many rounds a step; dropped prompts then fill the batch (default 10)"""
     overlong_buffer: int = 0
     """of the last so many tokens of generate_max_length each costs 1/so many of reward (DAPO); tokens, 0 is off"""
@@ -141,27 +147,27 @@ class ObjectiveOptions:
     """policy gradients (reinforce, pg-...), clipped surrogates (grpo..., gspo, icepop), others: docs/objectives.md"""
     recipe: Literal[tuple(RECIPES)] = "oat"
     """whose constants the options below default to: the paper's authors' in Oat or in VeRL"""
-    advantage: Literal[tuple(ADVANTAGES)] | None = None
+    advantage: Chosen[Literal[tuple(ADVANTAGES)]] = None
     """reward less the group's mean, less the others' mean, or also divided by the spread (default: by objective)"""
-    aggregation: Literal[get_args(Aggregation)] | None = None
+    aggregation: Chosen[Literal[get_args(Aggregation)]] = None
     """what divides the summed token losses: length limit, own length, or all tokens (default: by objective)"""
-    clip_low: float | None = None
+    clip_low: Chosen[float] = None
     """grpo..., icepop, gspo, cispo: the ratio is clipped below at 1 - clip_low (default: by objective)"""
-    clip_high: float | None = None
+    clip_high: Chosen[float] = None
     """grpo..., icepop, gspo, cispo: the ratio is clipped above at 1 + clip_high (default: by objective)"""
-    dual_clip: float | None = None
+    dual_clip: Chosen[float] = None
     """grpo..., icepop: where A < 0 the loss is at most -A x dual_clip; above 1, 0 is off (default 0)"""
-    tis_cap: float | None = None
+    tis_cap: Chosen[float] = None
     """...-tis: importance weights are truncated at it (default: by objective and recipe)"""
-    mis_cap: float | None = None
+    mis_cap: Chosen[float] = None
     """...-mis: responses whose importance weight exceeds it are masked (default: by objective and recipe)"""
-    log_weight_clamp: float | None = None
+    log_weight_clamp: Chosen[float] = None
     """with an importance weight: its logarithm is kept within +- this; 0 is off (default: oat 0, verl 20)"""
-    icepop_low: float | None = None
+    icepop_low: Chosen[float] = None
     """icepop: tokens with a smaller weight pi_old / mu are masked (default 0.5)"""
-    icepop_high: float | None = None
+    icepop_high: Chosen[float] = None
     """icepop: tokens with a larger weight pi_old / mu are masked (default 5)"""
-    dppo_delta: float | None = None
+    dppo_delta: Chosen[float] = None
     """dppo-...: radius of the trust region around mu (default: tv 0.15, kl 0.05)"""
     beta: float = 0.0
     """weight of the KL divergence (k3) to the initial model, which then stays in memory"""
@@ -173,25 +179,25 @@ class TrainingOptions:
 
     seed: int = 0
     """of everything: problems, order, sampling, shuffling"""
-    max_steps: int | None = None
+    max_steps: Chosen[int] = None
     """steps (sample, learn, synchronise) to run (embedded model: 60, else what num_prompt_epoch gives)"""
     num_prompt_epoch: int = 1
     """passes over the prompts when max_steps is not given"""
-    train_batch_size: int | None = None
+    train_batch_size: Chosen[int] = None
     """responses per optimiser update, over all processes (default 128)"""
-    micro_batch_size: int | None = None
+    micro_batch_size: Chosen[int] = None
     """responses per forward and backward pass of one process (embedded model: 64, else 1 unless by tokens)"""
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: Chosen[int] = None
     """instead: most tokens per forward and backward pass, padding included; responses of about one length together"""
     num_ppo_epochs: int = 1
     """passes over the sampled responses of a step"""
-    learning_rate: float | None = None
+    learning_rate: Chosen[float] = None
     """of AdamW (embedded model: 5e-5, else 1e-6; with adapters 1e-3 and 4e-5)"""
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine_with_min_lr"] | None = None
+    lr_scheduler: Chosen[Literal["constant", "constant_with_warmup", "linear", "cosine_with_min_lr"]] = None
     """over the updates that were applied, a skipped one does not count (embedded model: linear, else constant)"""
-    lr_warmup_ratio: float | None = None
+    lr_warmup_ratio: Chosen[float] = None
     """share of the updates over which the rate rises from 0 (embedded model: 0.1, else 0)"""
-    lr_warmup_steps: int | None = None
+    lr_warmup_steps: Chosen[int] = None
     """the same in steps instead (default: lr_warmup_ratio of all)"""
     adam_beta_1: float = 0.9
     adam_beta_2: float = 0.95
@@ -212,9 +218,9 @@ class LoraOptions:
 
     lora_rank: int = 0
     """rank of the adapters; 0 trains the whole model"""
-    lora_alpha: float | None = None
+    lora_alpha: Chosen[float] = None
     """what the adapters add is multiplied by alpha / rank (default: twice the rank)"""
-    lora_targets: tuple[str, ...] = ()
+    lora_targets: Annotated[tuple[str, ...], UNSAID] = ()
     """names of the layers that get one, such as q_proj v_proj (default: every linear layer but the head)"""
     lora_sync: Literal["merge", "adapter"] = "merge"
     """how the sampler gets them: merged into the weights in FP32 and cast once, or as vLLM's LoRA"""
@@ -224,9 +230,9 @@ class LoraOptions:
 class EvaluationOptions:
     """Accuracy on held-out problems."""
 
-    eval_steps: int | None = None
+    eval_steps: Chosen[int] = None
     """evaluate every so many steps, and before the first and after the last; 0 never does (default 20)"""
-    max_eval: int | None = None
+    max_eval: Chosen[int] = None
     """at most so many test problems (embedded model: 256, else 512)"""
     eval_temperature: float = 0.0
     """0 is greedy"""
@@ -234,7 +240,7 @@ class EvaluationOptions:
     """sample from the likeliest tokens that make up this share of the probability"""
     eval_n: int = 1
     """responses per test problem"""
-    eval_k: int | None = None
+    eval_k: Chosen[int] = None
     """of pass@k, which is reported where eval_n is above 1 (default: eval_n)"""
     stop_when_passed: bool = False
     """sanity task only: end the run as soon as the sanity test is passed (docs/sanity.md)"""
@@ -244,17 +250,17 @@ class EvaluationOptions:
 class OutputOptions:
     """What a run leaves behind."""
 
-    output_dir: str | None = None
+    output_dir: Chosen[str] = None
     """new folder for everything a run writes (default: runs/<name>-<time>)"""
-    name: str | None = None
+    name: Chosen[str] = None
     """of the run (default: <task>-<objective>-<dtype>)"""
     log_samples: int = 4
     """prompts whose responses are written to samples.jsonl at each step"""
     save_model: bool = True
     """write the trained model to <output-dir>/model, in Hugging Face format"""
-    export: str | None = None
+    export: Chosen[str] = None
     """write the trained model to this folder too, whole (adapters merged)"""
-    export_dtype: Literal["fp16", "bf16", "fp32"] | None = None
+    export_dtype: Chosen[Literal["fp16", "bf16", "fp32"]] = None
     """of the models that are written, cast from the FP32 master weights (default: the learner's)"""
     save_every: int = 20
     """write a checkpoint every so many steps; 0 only when the run is stopped by SIGTERM or SIGUSR1"""
@@ -265,5 +271,5 @@ class OutputOptions:
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Weights & Biases; auto is online with an API key and offline without"""
     wandb_project: str = "fp16-rl"
-    wandb_group: str | None = None
-    wandb_tags: tuple[str, ...] = ()
+    wandb_group: Chosen[str] = None
+    wandb_tags: Annotated[tuple[str, ...], UNSAID] = ()

@@ -5,6 +5,7 @@ and PDF, and prints the table of final values. Runs that differ in their seed al
 of one standard deviation. FP16 is solid, BF16 dashed.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Arguments:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """folders of runs, or folders that hold runs, such as a sweep's"""
     output_dir: Path | None = None
-    """where the figures and table.md go (default: plots/ in the first folder)"""
+    """where the figures and table.md go (default: plots/ in the folder, or in the one that holds all of several)"""
 
 
 def main(arguments: Arguments) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Arguments) -> int:
     if not arguments.runs:
         raise UsageError("Name at least one run, or a folder of runs.")
     groups = group_runs(find_runs(arguments.runs))
-    folder = arguments.output_dir or arguments.runs[0] / "plots"
+    folder = arguments.output_dir or Path(os.path.commonpath([run.absolute() for run in arguments.runs])) / "plots"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -205,6 +205,13 @@ def test_many_labels_get_a_panel_each(tmp_path):
     assert sorted(points) == pytest.approx(sorted({(0.5 + 0.1 * len(name)) / 2 for name in objectives}))
 
 
+def test_figures_of_several_runs_go_where_all_of_them_are(sweep, capsys):
+    runs = tuple(sorted(path for path in sweep.iterdir() if path.is_dir())[:2])
+    assert plot_runs.main(plot_runs.Arguments(runs)) == 0
+    assert f"written to {sweep}/plots/" in capsys.readouterr().out
+    assert not any((run / "plots").exists() for run in runs)
+
+
 def test_plot_runs_writes_figures_and_prints_the_table(sweep, capsys):
     assert plot_runs.main(plot_runs.Arguments((sweep,))) == 0
     written = {path.name for path in (sweep / "plots").iterdir()}

@@ -279,7 +279,7 @@ def final_values(group: Group) -> dict[str, tuple[float, float]]:
 
 def table_of(groups: Sequence[Group]) -> list[list[str]]:
     """The table of final values as text, its header first."""
-    rows = [["", "dtype", "runs", "steps", *FINAL_VALUES]]
+    rows = [["run", "dtype", "runs", "steps", *FINAL_VALUES]]
     for group in groups:
         steps = sorted({len(run.records) for run in group.runs})
         unfinished = sum(run.status != "finished" for run in group.runs)
@@ -318,9 +318,13 @@ def print_table(rows: Sequence[Sequence[str]], common: int = 4, most_columns: in
     from rich.table import Table
 
     width = most_columns - common
+    spread = any("±" in cell for row in rows[1:] for cell in row)
+    caption = f"reward, |pi - mu|, k3, gradient norm, length: mean of the last {LAST} steps" + (
+        "; mean ± standard deviation over runs" if spread else ""
+    )
     for start in range(common, len(rows[0]), width):
         parts = [[*row[:common], *row[start : start + width]] for row in rows]
-        table = Table(caption=None if start + width < len(rows[0]) else "mean ± standard deviation over runs")
+        table = Table(caption=None if start + width < len(rows[0]) else caption)
         for index, heading in enumerate(parts[0]):
             table.add_column(heading, justify="left" if index < 2 else "right", no_wrap=True)
         for row in parts[1:]:
