@@ -100,11 +100,14 @@ def train(config: Config, task, prompts, eval_prompts) -> int:
         status = "stopped"
     except KeyboardInterrupt:
         status = "interrupted"
-    except NonFiniteError as error:
+    except NonFiniteError as error:  # of several processes, perhaps this one's alone
         log.say(f"train.py: {error}")
+        if not is_first():
+            print(f"train.py: {error}", file=sys.stderr, flush=True)
     finally:
         log.finish(status, learner.skipped_updates if learner else 0)
-    if learner is not None:
+    if learner is not None and (status != "failed" or learner.processes.world_size == 1):
+        # A process that failed alone leaves at once, for its launcher to end the others: they wait for it.
         learner.close()
         runtime.leave_process_group()
     return {"finished": 0, "stopped": 0, "interrupted": 130, "failed": 1}[status]

@@ -4,6 +4,7 @@ What differs between vLLM's versions (0.24 to 0.32) and devices is kept here.
 """
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -52,6 +53,10 @@ class SamplingEngine:
         enable_prefix_caching: bool = False,
         trust_remote_code: bool = False,
     ):
+        if "VLLM_RAISE_ON_LOGIT_NANS" not in vllm.envs.environment_variables:
+            warnings.warn(
+                "this vLLM cannot tell when its logits are not numbers (FP16's range); 0.32 can", stacklevel=2
+            )
         _leave_the_process_group_to_the_learner()
         _leave_tokens_of_log_probs_undecoded()
         arguments = {}
@@ -122,10 +127,11 @@ class SamplingEngine:
         except RuntimeError as error:
             if NAN_LOGITS not in str(error):
                 raise
+            mend = "use --dtype bf16 or fp32 for this model, or" if self.dtype == torch.float16 else "choose"
             raise NonFiniteError(
                 f"The sampler's logits are not numbers: activations or weights left the range of "
-                f"{VLLM_DTYPES[self.dtype]} (docs/fp16-limits.md); use --dtype bf16 or fp32 for this model, or a lower "
-                "--learning-rate if it was well before."
+                f"{VLLM_DTYPES[self.dtype]} (docs/fp16-limits.md); {mend} a lower "
+                "--learning-rate if all was well before."
             ) from error
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -92,7 +92,7 @@ class TokenLogProbs(nn.Module):
             dtype = str(next(self.causal_lm.parameters()).dtype).removeprefix("torch.")
             raise NonFiniteError(
                 f"The model's logits are not finite in {dtype}: its activations leave that dtype's range "
-                "(docs/fp16-limits.md); use --dtype bf16 or fp32 for this model."
+                "(docs/fp16-limits.md); use another --dtype for this model."
             )
         if not torch.allclose(ours, whole, atol=0.05, rtol=0.01):
             raise ValueError(

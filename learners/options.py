@@ -272,4 +272,6 @@ class OutputOptions:
     """Weights & Biases; auto is online with an API key and offline without"""
     wandb_project: str = "fp16-rl"
     wandb_group: Chosen[str] = None
+    """what this run is grouped with"""
     wandb_tags: Annotated[tuple[str, ...], UNSAID] = ()
+    """words to find it by"""

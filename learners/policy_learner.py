@@ -118,7 +118,7 @@ class PolicyLearner(PPOLearner):
         self.causal_lm = self.engine.module.causal_lm
         self.engine.module.check()
         self.query_step = self.policy_sgd_step = self.skipped_updates = self.pi_beta_version = 0
-        self.steps_done, self.in_progress, self.nothing_learned = 0, None, False
+        self.steps_done, self.in_progress, self.nothing_learned, self.tried_scale = 0, None, "", 1.0
 
     def _load_policy(self) -> TokenLogProbs:
         """The model in the training dtype, as a source of log-probabilities."""
@@ -181,21 +181,23 @@ class PolicyLearner(PPOLearner):
         return step
 
     def _warn_if_nothing_was_learned(self, step: Step, metrics: dict[str, float]) -> None:
-        """Say why, at the first step of a row of such steps."""
-        scale = f"loss scale {metrics['precision/loss_scale']:g}"
+        """Say why, at the first of a row of steps that have the same reason."""
         reason = ""
         if "precision/grad_norm" not in metrics:
             fixed = self.config.precision.loss_scale > 0
-            mend = "choose a smaller --loss-scale, or 0 for one that adapts" if fixed else "it is lowered from here on"
-            reason = f"every update was skipped, as the gradient overflows at the {scale}; {mend}"
-        elif metrics["train/groups_with_equal_rewards"] == 1:
+            mend = "choose a smaller --loss-scale, or 0 for one that adapts" if fixed else "it is being lowered"
+            reason = (
+                f"every update was skipped, as the gradient overflows at the loss scale {self.tried_scale:g}; {mend}"
+            )
+        elif metrics["train/groups_with_equal_rewards"] == 1 and self.reference is None:
             reason = (
                 "all responses to each prompt earned the same; look at samples.jsonl for what is answered and how it "
                 "is graded"
             )
-        if reason and not self.nothing_learned:
+        kind = reason.partition(",")[0].partition(";")[0]
+        if reason and kind != self.nothing_learned:
             self.log.say(f"WARNING: nothing was learned in step {step.number}: {reason}.")
-        self.nothing_learned = bool(reason)
+        self.nothing_learned = kind
 
     def _may_stop_as_passed(self, reward: float) -> bool:
         """Whether the run is to end at this step, whose reward the log has not been told of yet; same everywhere."""
@@ -308,6 +310,7 @@ class PolicyLearner(PPOLearner):
             self.strategy.backward(loss, self.model, self.optimizer)
             update_loss += loss.item()
         report = self.strategy.optimizer_step(self.optimizer, self.model, self.scheduler)
+        self.tried_scale = report.loss_scale
         self.skipped_updates += report.skipped
         self.policy_sgd_step += not report.skipped
         # Counts are of the whole update: the parts of the processes are summed, the updates averaged.

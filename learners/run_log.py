@@ -223,7 +223,7 @@ class RunLog:
             "mismatch_abs_prob_diff_mean": first.get("mismatch/abs_prob_diff_mean"),
             "mismatch_kl_k3": first.get("mismatch/kl_k3"),
             "sanity_passed": self.sanity_verdict(),
-            "skipped_updates": skipped_updates,
+            "skipped_updates": max([skipped_updates, *(r["precision/skipped_updates"] for r in self.history[-1:])]),
             "seconds_per_step": median(record["time/step"] for record in self.history) if self.history else None,
             "wall_seconds": time.time() - self.started,
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

@@ -3,8 +3,12 @@
 The model runs over some of the prompts in FP32, and the largest number that each kind of layer reads or writes is
 held against FP16's largest, 65,504. What is larger becomes infinite there, and loss scaling does not mend it: that is
 about gradients. Weights are looked at too: those below FP16's smallest normal number lose digits, or vanish.
+
+Not seen: the inside of attention and of experts that are fused into one tensor, the stream between attention and MLP,
+adapters (the model below them is checked), and what training will do.
 """
 
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -14,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
 
-from tasks.errors import UsageError, require
+from tasks.errors import NonFiniteError, UsageError, require
 
 LITTLE_ROOM = 8  # times; training moves activations
 
@@ -38,7 +42,8 @@ class Largest:
     """name of the module it was in"""
 
     def see(self, tensor, where: str) -> None:
-        value = tensor.abs().max().item()
+        value = tensor.abs().max().item() if tensor.numel() else 0.0
+        value = value if math.isfinite(value) else math.inf
         if value > self.value:
             self.value, self.where = value, where
 
@@ -57,23 +62,29 @@ def largest_activations(causal_lm, prompts: list[list[int]], tokens: int = 0) ->
         tokens: how many the model goes on with each, the likeliest ones.
 
     Returns:
-        By kind of module (`kind_of`), the largest magnitude.
+        By kind of module (`kind_of`), the largest magnitude; infinite if one was not finite.
+
+    Raises:
+        UsageError: the model has no ``layers``.
     """
     import torch
     from tqdm import tqdm
 
     found: dict[str, Largest] = {}
-    decoder_layers = set(causal_lm.get_decoder().layers)
+    decoder = causal_lm.get_decoder()
+    require(hasattr(decoder, "layers"), f"{type(causal_lm).__name__} has no Llama-like layers; name another model.")
+    decoder_layers = set(decoder.layers)
     hooks = []
 
     def watch(name: str, module, reads: bool) -> None:
         largest = found.setdefault(kind_of(name), Largest())
 
-        def look(module, inputs, output):
-            for tensor in [output[0] if isinstance(output, tuple) else output, *(inputs if reads else ())]:
+        def look(module, inputs, named, output):
+            read = [x for x in (*inputs, *named.values()) if torch.is_tensor(x)] if reads else []
+            for tensor in [output[0] if isinstance(output, tuple) else output, *read]:
                 largest.see(tensor, name)
 
-        hooks.append(module.register_forward_hook(look))
+        hooks.append(module.register_forward_hook(look, with_kwargs=True))
 
     for name, module in causal_lm.named_modules():
         if module in decoder_layers:
@@ -119,7 +130,8 @@ def print_table(found: dict[str, Largest], limit: float) -> None:
     from rich.table import Table
 
     table = Table("where", "largest", "times below FP16's largest", title="activations")
-    for kind, largest in sorted(found.items(), key=lambda item: -item[1].value):
+    passed = {kind: largest for kind, largest in found.items() if largest.value > 0}
+    for kind, largest in sorted(passed.items(), key=lambda item: -item[1].value):
         table.add_row(kind, f"{largest.value:,.4g}", f"{limit / largest.value:,.3g}")
     Console(width=100).print(table)
 
@@ -131,7 +143,10 @@ def main(arguments: Arguments, options: list[str]) -> int:
     import train
     from learners.config import parse
 
-    config = parse([*options, "--train-dtype=fp32", "--sample-dtype=fp32"])
+    # Nothing is sampled or trained here: what those options would ask of the data and of each other does not matter.
+    batches = ["--rollout-batch-size=1", "--num-samples=2", "--train-batch-size=2", "--micro-batch-size=1"]
+    lengths = [f"--generate-max-length={max(1, arguments.tokens)}"]
+    config = parse([*options, *batches, *lengths, "--train-dtype=fp32", "--sample-dtype=fp32"])
     task, prompts, _ = train.load_task(config)
     task.close()
     from actors import runtime
@@ -165,3 +180,6 @@ if __name__ == "__main__":
     except UsageError as error:
         print(f"check_range.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except NonFiniteError as error:
+        print(f"check_range.py: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
 
-from tasks.errors import UsageError, require
+from tasks.errors import NonFiniteError, UsageError, require
 
 
 @dataclass
@@ -61,6 +61,9 @@ def main(arguments: Arguments) -> int:
         not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
         f"{folder} is not empty; name a new folder.",
     )
+    from actors import runtime
+
+    runtime.prepare(set(), "stock")
     import torch
     from transformers import AutoTokenizer
 
@@ -70,7 +73,12 @@ def main(arguments: Arguments) -> int:
 
     config = parse([f"--model={arguments.model}", "--dtype=fp32", "--wandb=disabled"])
     model = load_model(config, Precision.of(config.precision))
-    enlarge_stream(model, 2.0**arguments.power)
+    ids = torch.arange(8)[None] + 3
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        enlarge_stream(model, 2.0**arguments.power)
+        same = torch.allclose(model(input_ids=ids).logits, before, rtol=0.02, atol=0.02 * before.abs().max().item())
+    require(same, f"{arguments.model} has other norms than a Llama, so that a larger stream changes it; name another.")
     model.to(torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(config.model_path).save_pretrained(folder)
     print(f"{folder}: residual stream 2^{arguments.power} times that of {arguments.model}, in BF16")
@@ -83,3 +91,6 @@ if __name__ == "__main__":
     except UsageError as error:
         print(f"make_out_of_range.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except NonFiniteError as error:
+        print(f"make_out_of_range.py: {error}", file=sys.stderr)
+        sys.exit(1)

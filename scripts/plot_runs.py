@@ -5,7 +5,6 @@ and PDF, and prints the table of final values. Runs that differ in their seed al
 of one standard deviation. FP16 is solid, BF16 dashed.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,13 @@ class Arguments:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """folders of runs, or folders that hold runs, such as a sweep's"""
     output_dir: Path | None = None
-    """where the figures and table.md go (default: plots/ in the folder, or in the one that holds all of several)"""
+    """where the figures and table.md go (default: plots/ in the folder, or in the one right above several)"""
+
+
+def common_folder(runs: tuple[Path, ...]) -> Path:
+    """The folder itself, or the one that holds all of several; the first if there is none."""
+    parents = {run.absolute().parent for run in runs}
+    return parents.pop() if len(runs) > 1 and len(parents) == 1 else runs[0]
 
 
 def main(arguments: Arguments) -> int:
@@ -36,7 +41,7 @@ def main(arguments: Arguments) -> int:
     if not arguments.runs:
         raise UsageError("Name at least one run, or a folder of runs.")
     groups = group_runs(find_runs(arguments.runs))
-    folder = arguments.output_dir or Path(os.path.commonpath([run.absolute() for run in arguments.runs])) / "plots"
+    folder = arguments.output_dir or common_folder(arguments.runs) / "plots"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -69,6 +69,7 @@ def table_of(run: Path):
     from learners.run_files import CHECKPOINTS
 
     checkpoints = sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.name[5:].isdigit())
+    require(run.is_dir(), f"{run} is no folder; name a run's.")
     require(bool(checkpoints), f"{run} has no checkpoints of whole steps; train with --save-every 1 --keep 100.")
     config = json.loads((run / "config.json").read_text())
     dtype, model = config["precision"]["train_dtype"], config["model"]["model"]
@@ -101,6 +102,7 @@ def main(arguments: Arguments) -> int:
         for row in table_of(run):
             table.add_row(*row)
     Console(width=100).print(table)
+    print("a run has only the checkpoints that it kept; --save-every 1 --keep 100 keeps those of its first steps too")
     return 0
 
 

@@ -212,6 +212,13 @@ def test_figures_of_several_runs_go_where_all_of_them_are(sweep, capsys):
     assert not any((run / "plots").exists() for run in runs)
 
 
+def test_folders_that_lie_apart_have_no_common_one(tmp_path):
+    """Not the root of the disk, or somebody's home."""
+    apart = (tmp_path / "a" / "run", tmp_path / "b" / "run")
+    assert plot_runs.common_folder(apart) == apart[0]
+    assert plot_runs.common_folder((tmp_path / "a", tmp_path / "b")) == tmp_path
+
+
 def test_plot_runs_writes_figures_and_prints_the_table(sweep, capsys):
     assert plot_runs.main(plot_runs.Arguments((sweep,))) == 0
     written = {path.name for path in (sweep / "plots").iterdir()}

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.log_probs import TokenLogProbs
-from scripts.check_range import kind_of, largest_activations, weights_below_normal
+from scripts.check_range import Largest, kind_of, largest_activations, print_table, weights_below_normal
 from scripts.make_out_of_range import enlarge_stream
 from scripts.update_reach import reach
 from tasks.arithmetic.model import build_model
-from tasks.errors import NonFiniteError
+from tasks.errors import NonFiniteError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = [5, 9, 30, 40, 6]
@@ -22,6 +22,12 @@ PROMPT = [5, 9, 30, 40, 6]
 
 def tiny():
     return build_model(hidden_size=64, num_layers=2).float().eval()
+
+
+def gpt2():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16, n_positions=8))
 
 
 @pytest.mark.parametrize("power", [3, 16])
@@ -39,36 +45,48 @@ def test_a_larger_stream_leaves_the_function_as_it_was(power):
 
 
 def test_a_model_without_such_layers_is_refused():
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from tasks.errors import UsageError
-
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16, n_positions=8))
     with pytest.raises(UsageError, match="GPT2LMHeadModel has no Llama-like layers"):
-        enlarge_stream(model, 2.0)
+        enlarge_stream(gpt2(), 2.0)
 
 
 def test_the_largest_numbers_are_found_by_kind():
-    """Against values read with torch alone: the embedding is the first layer's stream, known outright."""
+    """Against what the model says of itself, and against a projection whose input and output are kept by hand."""
     model = tiny()
-    last = model.get_decoder().layers[1].mlp
     with torch.no_grad():
-        last.down_proj.weight.zero_()
-        last.down_proj.weight[0, 0] = 3.0
         seen = []
-        last.down_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
-        model(input_ids=torch.tensor([PROMPT]))
-        down = max(seen[0].abs().max().item(), 3 * seen[0][..., 0].abs().max().item())
+        for layer in model.get_decoder().layers:
+            layer.mlp.down_proj.register_forward_hook(lambda module, inputs, output: seen.extend([inputs[0], output]))
+        whole = model(input_ids=torch.tensor([PROMPT]), output_hidden_states=True)
+        down = max(tensor.abs().max().item() for tensor in seen)
         found = largest_activations(model, [PROMPT])
-    assert found["mlp.down_proj"].value >= down * (1 - 1e-6)
+    assert found["mlp.down_proj"].value == pytest.approx(down, rel=1e-6)
+    # The last of the model's own hidden states has passed the norm; the others after the embedding are the stream.
+    assert found["residual stream"].value >= whole.hidden_states[1].abs().max().item()
     assert {"residual stream", "mlp.down_proj", "self_attn.q_proj", "lm_head"} <= set(found)
     assert found["residual stream"].where.startswith("model.layers.")
 
 
 def test_tokens_that_the_model_adds_are_watched_too():
-    model = tiny()
-    alone, continued = (largest_activations(model, [PROMPT], tokens)["mlp.down_proj"].value for tokens in (0, 8))
-    assert continued >= alone
+    model, passes = tiny(), []
+    model.lm_head.register_forward_hook(lambda *_: passes.append(1))
+    for tokens, expected in ((0, 1), (8, 8)):
+        passes.clear()
+        largest_activations(model, [PROMPT], tokens)
+        assert len(passes) == expected
+
+
+def test_what_is_not_finite_or_empty_or_never_runs():
+    largest = Largest()
+    largest.see(torch.zeros(0, 4), "an expert without a token")
+    assert largest.value == 0
+    print_table({"never ran": largest}, 65504.0)
+    largest.see(torch.tensor([1.0, float("nan")]), "a layer")
+    assert (largest.value, largest.where) == (float("inf"), "a layer")
+
+
+def test_a_model_without_layers_cannot_be_checked():
+    with pytest.raises(UsageError, match="GPT2LMHeadModel has no Llama-like layers"):
+        largest_activations(gpt2(), [PROMPT])
 
 
 def test_kinds():
@@ -88,7 +106,7 @@ def test_a_model_out_of_range_is_told_apart_from_one_that_changes_its_logits():
     model = tiny()
     enlarge_stream(model, 2.0**22)
     TokenLogProbs(model).check()
-    with pytest.raises(NonFiniteError, match=r"not finite in float16.*--dtype bf16"):
+    with pytest.raises(NonFiniteError, match=r"not finite in float16.*another --dtype"):
         TokenLogProbs(model.half()).check()
 
 
@@ -108,7 +126,7 @@ def test_the_commands(tmp_path, power, code, verdict):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(-6, 6), st.floats(-0.3, 0.3), st.sampled_from([torch.float16, torch.bfloat16]))
+@given(st.integers(-6, 6), st.floats(-0.49, 0.49), st.sampled_from([torch.float16, torch.bfloat16]))
 def test_half_a_spacing_decides_whether_a_weight_moves(exponent, part, dtype):
     """From a number of the dtype, less than half a spacing moves nothing, a whole one arrives whole."""
     start = torch.full((3,), 2.0**exponent * 1.5)
@@ -116,5 +134,6 @@ def test_half_a_spacing_decides_whether_a_weight_moves(exponent, part, dtype):
     moved, along, length = reach(start, start.double() + part * spacing, dtype)
     assert (moved, along) == (0, 0.0)
     assert length == pytest.approx(3 * (part * spacing) ** 2, rel=1e-6, abs=1e-8 * spacing**2)
+    assert reach(start, start.double() + 0.51 * spacing, dtype)[0] == 3
     moved, along, length = reach(start, start + spacing, dtype)
     assert (moved, along / length) == (3, pytest.approx(1.0))
