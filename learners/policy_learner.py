@@ -9,7 +9,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from oat.algorithms.ppo import PPOArgs, PPOLearner
 from oat.model import LLM
@@ -20,25 +19,21 @@ from transformers.trainer import get_scheduler
 from actors import runtime
 from actors.math_actor import MathActor
 from learners import lora, weights
-from learners.aggregation import UpdateCounts, aggregate
 from learners.checkpoint import Checkpoints, name_of
 from learners.config import Config
+from learners.evaluation import evaluate
 from learners.interruption import Interruption, Stopped
 from learners.loading import load_model, with_adapters
 from learners.log_probs import TokenLogProbs
-from learners.micro_batches import deal
-from learners.mismatch import derive, measure
-from learners.objectives import OBJECTIVES, PolicyBatch, reference_kl
+from learners.mismatch import derive
 from learners.precision import NAMES, TORCH_DTYPES, Precision
-from learners.processes import Processes, across_processes, from_first, gather
-from learners.rollout import RolloutBatch
+from learners.processes import Processes, from_first
 from learners.rollouts import Rollouts, step_seed
 from learners.run_files import CHECKPOINTS
 from learners.run_log import RunLog
 from learners.step import Step
-from learners.strategy import PrecisionStrategy, StepReport
-from learners.tally import Tally
-from tasks.accuracy import Accuracy
+from learners.strategy import PrecisionStrategy
+from learners.updates import Updater
 from tasks.errors import NonFiniteError
 from tasks.prompts import Prompt
 
@@ -48,7 +43,7 @@ class PolicyLearner(PPOLearner):
 
     Oat's `_init` and `run` start remote actors and talk to them; here the actor is an object. The model wrapper, the
     strategy, transitions and the vocabulary of the loop (`learn`, `sync_params_to_actors`, `evaluate`) are Oat's; the
-    loss is a pure function, chosen by name (learners/objectives.py).
+    update is `Updater`'s (learners/updates.py), its loss a pure function, chosen by name (learners/objectives.py).
 
     Args:
         config: resolved.
@@ -73,8 +68,6 @@ class PolicyLearner(PPOLearner):
         # Not Oat's __init__: it only stores what is stored here, and binds a port for Launchpad.
         self.args, self.actors = args, []
         self.config, self.precision, self.log, self.processes = config, precision, log, processes
-        self.objective = OBJECTIVES[config.objective.objective]
-        self.thresholds = {name: getattr(config.objective, name) for name in self.objective.thresholds}
         self.rollouts = Rollouts(config, prompts, processes, log)
         self.eval_prompts = eval_prompts
         epoch = self.rollouts.stream.steps_per_epoch
@@ -118,7 +111,7 @@ class PolicyLearner(PPOLearner):
         self.causal_lm = self.engine.module.causal_lm
         self.engine.module.check()
         self.query_step = self.policy_sgd_step = self.skipped_updates = self.pi_beta_version = 0
-        self.steps_done, self.in_progress, self.nothing_learned, self.tried_scale = 0, None, "", 1.0
+        self.steps_done, self.in_progress = 0, None
 
     def _load_policy(self) -> TokenLogProbs:
         """The model in the training dtype, as a source of log-probabilities."""
@@ -133,6 +126,10 @@ class PolicyLearner(PPOLearner):
         """Take the actor in, give it the weights, and assert that both engines have the dtypes that were asked for."""
         self.actor = actor
         self.tokenizer = actor.llm.get_tokenizer()
+        trained = (self.model, self.optimizer, self.scheduler)
+        self.updater = Updater(
+            self.config, self.strategy, *trained, self.reference, self.processes, tokenizer=self.tokenizer
+        )
         self.sync_params_to_actors()
         trained = {p.dtype for p in self.causal_lm.parameters() if p.is_floating_point()}
         sampled = actor.engine.parameter_dtypes()
@@ -164,7 +161,6 @@ class PolicyLearner(PPOLearner):
             if interval > 0 and (step.number % interval == 0 or last):
                 metrics |= self.evaluate()
             self.log.step(step.number, metrics)
-            self._warn_if_nothing_was_learned(step, metrics)
             every = self.config.output.save_every
             if every > 0 and (step.number % every == 0 or last):
                 self.save_checkpoint()
@@ -179,25 +175,6 @@ class PolicyLearner(PPOLearner):
         step = self.rollouts.collect(number, self.actor)
         self.query_step += len(step.batch)
         return step
-
-    def _warn_if_nothing_was_learned(self, step: Step, metrics: dict[str, float]) -> None:
-        """Say why, at the first of a row of steps that have the same reason."""
-        reason = ""
-        if "precision/grad_norm" not in metrics:
-            fixed = self.config.precision.loss_scale > 0
-            mend = "choose a smaller --loss-scale, or 0 for one that adapts" if fixed else "it is being lowered"
-            reason = (
-                f"every update was skipped, as the gradient overflows at the loss scale {self.tried_scale:g}; {mend}"
-            )
-        elif metrics["train/groups_with_equal_rewards"] == 1 and self.reference is None:
-            reason = (
-                "all responses to each prompt earned the same; look at samples.jsonl for what is answered and how it "
-                "is graded"
-            )
-        kind = reason.partition(",")[0].partition(";")[0]
-        if reason and kind != self.nothing_learned:
-            self.log.say(f"WARNING: nothing was learned in step {step.number}: {reason}.")
-        self.nothing_learned = kind
 
     def _may_stop_as_passed(self, reward: float) -> bool:
         """Whether the run is to end at this step, whose reward the log has not been told of yet; same everywhere."""
@@ -232,20 +209,29 @@ class PolicyLearner(PPOLearner):
 
         Returns:
             Metrics of the step, by their names in metrics.jsonl.
+
+        Raises:
+            NonFiniteError: a number left the dtype's range, and loss scaling cannot mend it.
+            Stopped: between two updates.
         """
         started = time.perf_counter()
         if self.args.vllm_sleep:
             self.actor.engine.sleep()
-        self.step = step.number
         self.engine.train()
-        if step.updates_done == 0:
-            self._evaluate_before(step)
-        updates = self._updates(step)
-        for indices in updates[step.updates_done :]:
-            self._stop_if_told()
-            report = self._update(step, step.batch.select(indices))
-            step.at_rollout_weights &= report.skipped
-            step.updates_done += 1
+        tried_scale = self.strategy.loss_scale(self.model)
+        try:
+            if step.updates_done == 0:
+                self.updater.evaluate_before(step)
+            for indices in self._updates(step)[step.updates_done :]:
+                self._stop_if_told()
+                report = self.updater.update(step, step.batch.select(indices))
+                tried_scale = report.loss_scale
+                self.skipped_updates += report.skipped
+                self.policy_sgd_step += not report.skipped
+                step.at_rollout_weights &= report.skipped
+                step.updates_done += 1
+        except NonFiniteError as error:
+            raise NonFiniteError(f"Step {step.number}, update {self.policy_sgd_step + 1}: {error}") from error
         self._tally_rollout(step)
         if self.args.vllm_sleep:
             torch.cuda.empty_cache()
@@ -257,7 +243,22 @@ class PolicyLearner(PPOLearner):
         metrics["train/learning_rate"] = self.scheduler.get_last_lr()[0]
         metrics["train/updates"] = self.policy_sgd_step
         metrics["throughput/learn_tokens_per_s"] = step.batch.lengths.sum().item() / step.times["time/learn"]
+        self._warn_if_nothing_was_learned(step.number, metrics, tried_scale)
         return metrics
+
+    def _warn_if_nothing_was_learned(self, number: int, metrics: dict[str, float], tried_scale: float) -> None:
+        topic, why = "", ""
+        if "precision/grad_norm" not in metrics:
+            fixed = self.config.precision.loss_scale > 0
+            mend = "choose a smaller --loss-scale, or 0 for one that adapts" if fixed else "it is being lowered"
+            topic = "overflow"
+            why = f"every update was skipped, as the gradient overflows at the loss scale {tried_scale:g}; {mend}"
+        elif metrics["train/groups_with_equal_rewards"] == 1 and self.reference is None:
+            topic = "equal rewards"
+            why = (
+                "all responses to each prompt earned the same; samples.jsonl has what is answered and how it is graded"
+            )
+        self.log.warn_of(topic, f"nothing was learned in step {number}: {why}.")
 
     def _updates(self, step: Step) -> list[torch.Tensor]:
         """Which responses each update of a step trains on: a function of (seed, step), on any number of processes."""
@@ -267,103 +268,6 @@ class PolicyLearner(PPOLearner):
             for _ in range(self.args.num_ppo_epochs)
             for indices in torch.randperm(len(step.batch), generator=generator).split(self.args.train_batch_size)
         ]
-
-    def _evaluate_before(self, step: Step) -> None:
-        """What must be evaluated at the rollout weights: pi_old if the objective needs it, the reference if there is
-        one."""
-        batch = step.batch
-        if self.objective.needs_pi_old:
-            batch.old_logp = self._without_gradient(batch, self.log_probs)
-            measure(step.tally, batch.old_logp, batch.mu_logp, batch.response_mask)
-            step.at_rollout_weights = False  # measured, so the first update need not
-        if self.reference is not None:
-            batch.reference_logp = self._without_gradient(batch, self._reference_log_probs)
-
-    def _deal(self, batch: RolloutBatch) -> list[torch.Tensor]:
-        """This process's micro-batches of a batch."""
-        training = self.config.training
-        dealt = deal(
-            batch.lengths,
-            self.processes.world_size,
-            size=training.micro_batch_size,
-            tokens=training.micro_batch_tokens,
-        )
-        return dealt[self.processes.rank]
-
-    def _update(self, step: Step, batch: RolloutBatch) -> StepReport:
-        """One optimiser update on the given responses, of which this process takes its share."""
-        counts = UpdateCounts(
-            sequences=len(batch),
-            kept_sequences=batch.kept.sum().item(),
-            kept_tokens=batch.response_mask[batch.kept].sum().item(),
-            max_length=self.args.generate_max_length,
-        )
-        update_loss = 0.0
-        for indices in self._deal(batch):
-            part = batch.select(indices).to(runtime.device())
-            logp = self.log_probs(part)
-            if step.at_rollout_weights:
-                measure(step.tally, logp, part.mu_logp, part.response_mask)
-            losses = self._token_losses(logp, part, step.tally)
-            loss = aggregate(losses, part.response_mask, part.kept, self.config.objective.aggregation, counts)
-            self._require_finite(loss, part, "loss")
-            self.strategy.backward(loss, self.model, self.optimizer)
-            update_loss += loss.item()
-        report = self.strategy.optimizer_step(self.optimizer, self.model, self.scheduler)
-        self.tried_scale = report.loss_scale
-        self.skipped_updates += report.skipped
-        self.policy_sgd_step += not report.skipped
-        # Counts are of the whole update: the parts of the processes are summed, the updates averaged.
-        step.tally.add("train/loss", torch.tensor(update_loss), count=1 / self.processes.world_size)
-        if not report.skipped:
-            step.tally.add("precision/grad_norm", torch.tensor(report.grad_norm))
-        return report
-
-    def _token_losses(self, logp: torch.Tensor, batch: RolloutBatch, tally: Tally) -> torch.Tensor:
-        """(B, L - 1): the objective's loss, with what is added to it; its statistics go to the tally."""
-        policy = PolicyBatch(logp, batch.mu_logp, batch.advantages, batch.response_mask, batch.old_logp)
-        losses, statistics = self.objective(policy, **self.thresholds)
-        if batch.reference_logp is not None:
-            divergence = reference_kl(logp, batch.reference_logp, batch.response_mask)
-            statistics["reference_kl"] = divergence.detach()
-            losses = losses + self.args.beta * divergence
-        for name, values in statistics.items():
-            per_token = values.shape == batch.response_mask.shape
-            tally.add(f"objective/{name}", values[batch.response_mask] if per_token else values)
-        return losses
-
-    def log_probs(self, batch: RolloutBatch) -> torch.Tensor:
-        """log pi of a batch's response tokens: (B, L - 1) FP32, 0 outside the response."""
-        kept = self.model(batch.input_ids, batch.attention_mask, logits_to_keep=batch.response_mask)
-        logp = torch.zeros_like(batch.mu_logp).masked_scatter(batch.response_mask, kept)
-        self._require_finite(logp, batch, "log-probability")
-        return logp
-
-    def _reference_log_probs(self, batch: RolloutBatch) -> torch.Tensor:
-        positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
-        kept = self.reference(batch.input_ids, batch.attention_mask, positions, batch.response_mask)
-        return torch.zeros_like(batch.mu_logp).masked_scatter(batch.response_mask, kept)
-
-    @torch.no_grad()
-    def _without_gradient(self, batch: RolloutBatch, log_probs) -> torch.Tensor:
-        """(B, L - 1): of all the responses, each evaluated on one process, in their order."""
-        made = torch.zeros_like(batch.mu_logp)
-        for indices in self._deal(batch):
-            part = log_probs(batch.select(indices).to(runtime.device()))
-            made[indices, : part.shape[1]] = part.to(made.device)
-        return across_processes(made, "sum")
-
-    def _require_finite(self, values: torch.Tensor, batch: RolloutBatch, what: str) -> None:
-        finite = torch.isfinite(values)
-        if finite.all():
-            return
-        row = 0 if values.dim() == 0 else int((~finite).any(1).nonzero()[0])
-        prompt = self.tokenizer.decode(batch.input_ids[row, : int(batch.response_mask[row].int().argmax()) + 1])
-        raise NonFiniteError(
-            f"A {what} is not finite (step {self.step}, update {self.policy_sgd_step + 1}, --dtype "
-            f"{NAMES[self.precision.train]}, prompt {prompt[:80]!r}). Loss scaling cannot mend this: activations or "
-            "weights left the dtype's range; try --dtype bf16 or fp32, or a lower --learning-rate."
-        )
 
     def _tally_rollout(self, step: Step) -> None:
         batch, tally = step.batch, step.tally  # every process has all responses, so that the means are of all
@@ -442,20 +346,8 @@ class PolicyLearner(PPOLearner):
     # ------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy on the held-out problems at the current weights, shared among the engines; {} if there are none."""
-        if not self.eval_prompts:
-            return {}
-        started = time.perf_counter()
-        made = self.actor.evaluate(self.processes.prompts_of_engine(self.eval_prompts), seed=self.args.seed)
-        parts = [part for part in gather(made if self.processes.first_of_engine else None) if part is not None]
-        rewards, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        accuracy = Accuracy.of(rewards == 1, self.config.evaluation.eval_k)
-        metrics = {"eval/accuracy": accuracy.mean, "eval/response_length": float(lengths.mean())}
-        if accuracy.stderr is not None:
-            metrics["eval/accuracy_stderr"] = accuracy.stderr
-        if self.args.eval_n > 1:
-            metrics["eval/pass_at_k"] = accuracy.pass_at_k
-        return metrics | {"time/evaluate": time.perf_counter() - started}
+        """Accuracy on the held-out problems at the current weights (learners/evaluation.py)."""
+        return evaluate(self.config, self.actor, self.eval_prompts, self.processes)
 
     def evaluate_and_log(self, step: int) -> None:
         if self.args.eval_steps > 0 and self.eval_prompts:

@@ -94,6 +94,7 @@ class RunLog:
         self.evaluations: list[tuple[int, float]] = [tuple(pair) for pair in resumed["evaluations"]]
         self.startup: dict[str, float] = {}
         self._bar: tqdm | None = None
+        self._warned_of = ""
         self.max_steps: int | None = None
         self.steps_per_epoch: int | None = None
         described = config.to_dict() | {"environment": describe_environment()} | (notes or {})
@@ -155,6 +156,12 @@ class RunLog:
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
         self._to_wandb(metrics, step)
+
+    def warn_of(self, topic: str, sentence: str) -> None:
+        """Warn, at the first of a row of calls with this topic; "" is no topic, and ends a row."""
+        if topic and topic != self._warned_of:
+            self.say(f"WARNING: {sentence}")
+        self._warned_of = topic
 
     def sanity_verdict(self, *unlogged_rewards: float) -> bool | None:
         """`sanity_passed` of this run so far; None for other tasks.

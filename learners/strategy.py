@@ -101,7 +101,7 @@ class PrecisionStrategy(DeepspeedStrategy):
             if "loss scale already at minimum" not in str(error):
                 raise
             raise NonFiniteError(
-                f"The gradient overflows even at the smallest loss scale, --min-loss-scale {scale:g}. Allow a smaller "
+                f"the gradient overflows even at the smallest loss scale, --min-loss-scale {scale:g}. Allow a smaller "
                 "one, or use --dtype bf16, or a lower --learning-rate if the run was unstable before."
             ) from error
         skipped = not engine.was_step_applied()

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from tasks.errors import NonFiniteError, UsageError, require
+from tasks.errors import UsageError, require, run_program
 
 Dtype = Literal["fp16", "bf16", "fp32"]
 
@@ -314,16 +314,12 @@ def describe(seconds: float) -> dict:
 
 
 def main(arguments: Arguments) -> int:
-    """Analyse as told; returns the exit code: 0 done, 1 where a dtype's range does not do."""
+    """Analyse as told; returns the exit code."""
     started = time.perf_counter()
     check(arguments)
     config, prompts, stop = load_prompts(arguments)
     folder = open_folder(arguments, config, prompts)
-    try:
-        chunks = gather(arguments, config, prompts, stop, folder)
-    except NonFiniteError as error:
-        print(f"analyze_mismatch.py: {error}", file=sys.stderr)
-        return 1
+    chunks = gather(arguments, config, prompts, stop, folder)
     analyse(arguments, config, chunks, folder, time.perf_counter() - started)
     if arguments.layers:
         compare_layers(arguments, config, chunks, folder)
@@ -333,11 +329,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Arguments)))
-    except UsageError as error:
-        print(f"analyze_mismatch.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    run_program(lambda: main(tyro.cli(Arguments)), goes_on=True)

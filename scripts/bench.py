@@ -99,7 +99,7 @@ def run_ours(spec: dict) -> dict:
         times["sync"] = learner.sync_params_to_actors()
         times["step"] = times["actor"] + times["learn"] + times["sync"]
         batch = sampled.batch
-        passes = 4 / 3 if learner.objective.needs_pi_old else 1
+        passes = 4 / 3 if learner.updater.objective.needs_pi_old else 1
         times["gflops"] = passes * training_flops(learner.causal_lm, batch) / times["learn"] / 1e9
         times["tokens"] = int(batch.attention_mask.sum())
         rows.append(times)
@@ -121,7 +121,7 @@ def share_without_pi_old(learner, step) -> float:
 
     seconds = {}
     for name in ("pg-seq-is", "grpo"):
-        learner.objective, learner.thresholds = OBJECTIVES[name], {}
+        learner.updater.objective, learner.updater.thresholds = OBJECTIVES[name], {}
         started = time.perf_counter()
         learner.learn(Step(step.number, replace(step.batch, old_logp=None), times={}))
         seconds[name] = time.perf_counter() - started

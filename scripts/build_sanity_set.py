@@ -26,7 +26,7 @@ from learners.model_files import read_model_config
 from learners.options import EMBEDDED, EvaluationOptions, ModelOptions, SamplingOptions, TaskOptions
 from scripts.sanity_card import card, draw_histogram
 from tasks.benchmarks import problem_ids
-from tasks.errors import NonFiniteError, UsageError, require
+from tasks.errors import require, run_program
 from tasks.perfectible import Draws
 from tasks.prompts import Prompt, build_prompts, load_tokenizer
 from tasks.registry import TASKS
@@ -240,14 +240,4 @@ def parse(arguments: list[str] | None = None) -> Arguments:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(parse()))
-    except UsageError as error:
-        print(f"build_sanity_set.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except NonFiniteError as error:
-        print(f"build_sanity_set.py: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("build_sanity_set.py: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    run_program(lambda: main(parse()), goes_on=True)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
 
-from tasks.errors import NonFiniteError, UsageError, require
+from tasks.errors import require, run_program
 
 LITTLE_ROOM = 8  # times; training moves activations
 
@@ -175,11 +175,4 @@ def main(arguments: Arguments, options: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(*tyro.cli(Arguments, return_unknown_args=True)))
-    except UsageError as error:
-        print(f"check_range.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except NonFiniteError as error:
-        print(f"check_range.py: {error}", file=sys.stderr)
-        sys.exit(1)
+    run_program(lambda: main(*tyro.cli(Arguments, return_unknown_args=True)))

@@ -27,7 +27,7 @@ from learners.options import EMBEDDED, ModelOptions
 from scripts.evaluation_tables import Cell, Results, as_csv, as_latex, as_text
 from tasks.accuracy import Accuracy
 from tasks.benchmarks import EMBEDDED_BENCHMARK, load_benchmark, problem_ids
-from tasks.errors import NonFiniteError, UsageError, require
+from tasks.errors import require, run_program
 from tasks.prompts import Prompt, build_prompts, load_tokenizer
 from tasks.templates import TEMPLATES
 
@@ -147,20 +147,19 @@ def sample_missing(arguments: Arguments, problems: Problems, dtype: str, setting
     """What a dtype's process does: build the engine, sample what is missing, grade it, store it. Ends the process."""
     die_with_parent()
     store = ResponseStore(arguments.output_dir, settings, KEY)
-    try:
-        store.open()
-        for records in sampled_records(arguments, problems, dtype, store):
-            store.append(records)
-    except UsageError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except NonFiniteError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        store.close()
+
+    def sample() -> int:
+        try:
+            store.open()
+            for records in sampled_records(arguments, problems, dtype, store):
+                store.append(records)
+        except KeyboardInterrupt:  # the process that started this one speaks for both
+            return 130
+        finally:
+            store.close()
+        return 0
+
+    run_program(sample)
 
 
 def sampled_records(arguments: Arguments, problems: Problems, dtype: str, store: ResponseStore) -> Iterator[list[dict]]:
@@ -289,11 +288,4 @@ def parse(arguments: list[str] | None = None) -> Arguments:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(parse()))
-    except UsageError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("evaluate.py: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    run_program(lambda: main(parse()), goes_on=True)

@@ -21,7 +21,7 @@ from actors.launch import Launch
 from learners.config import Config, complete
 from learners.presets import PRESETS
 from scripts.verl_overrides import PASS_THROUGH, VERL, as_override, overrides
-from tasks.errors import UsageError, require
+from tasks.errors import require, run_program
 from tasks.templates import BOXED_INSTRUCTION, TEMPLATES
 
 
@@ -233,8 +233,4 @@ def differences(config: Config) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UsageError as error:
-        print(f"export_verl.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(lambda: main(sys.argv[1:]))

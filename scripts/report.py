@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 import tyro
 
-from tasks.errors import UsageError
+from tasks.errors import UsageError, run_program
 
 LONGEST_TEXT = 2000  # characters of a prompt or response, its end being kept
 
@@ -138,8 +138,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Arguments)))
-    except UsageError as error:
-        print(f"report.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(lambda: main(tyro.cli(Arguments)))

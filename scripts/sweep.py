@@ -22,7 +22,7 @@ import tyro
 import yaml
 
 from scripts.analysis.job_queue import FAILED, FINISHED, Job, Queue
-from tasks.errors import UsageError, require
+from tasks.errors import UsageError, require, run_program
 
 
 @dataclass
@@ -173,8 +173,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Arguments)))
-    except UsageError as error:
-        print(f"sweep.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(lambda: main(tyro.cli(Arguments)))

@@ -135,13 +135,13 @@ def test_forward_passes_are_as_many_as_the_objective_needs(learner):
     micro_batches = learner.config.sequences_per_step // learner.config.training.micro_batch_size
     try:
         for name, made in OBJECTIVES.items():
-            learner.objective, learner.thresholds = made, {}
+            learner.updater.objective, learner.updater.thresholds = made, {}
             counted.clear()
             one_step(learner)
             assert len(counted) == (2 if made.needs_pi_old else 1) * micro_batches, name
     finally:
         hook.remove()
-        learner.objective = OBJECTIVES["pg-seq-is"]
+        learner.updater.objective = OBJECTIVES["pg-seq-is"]
 
 
 def zero_share(learner, scale: float, factor: float) -> float:
@@ -153,7 +153,7 @@ def zero_share(learner, scale: float, factor: float) -> float:
     before, learner.optimizer.loss_scaler = learner.optimizer.loss_scaler, LossScaler(scale)
     try:
         learner.engine.train()
-        learner.strategy.backward(-learner.log_probs(batch).sum() * factor, learner.model, learner.optimizer)
+        learner.strategy.backward(-learner.updater.log_probs(batch).sum() * factor, learner.model, learner.optimizer)
         gradients = [
             safe_get_full_grad(p) for n, p in learner.causal_lm.named_parameters() if "mlp" in n and p.requires_grad
         ]

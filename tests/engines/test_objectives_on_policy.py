@@ -32,7 +32,7 @@ def first_updates(learner):
     metrics = {}
     for name, made in OBJECTIVES.items():
         chosen = defaults(name, "oat")
-        learner.objective, learner.thresholds = made, {key: chosen[key] for key in made.thresholds}
+        learner.updater.objective, learner.updater.thresholds = made, {key: chosen[key] for key in made.thresholds}
         metrics[name] = learner.learn(Step(1, replace(sampled, old_logp=None), times={}))
     return metrics
 

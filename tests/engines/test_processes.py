@@ -121,3 +121,12 @@ def test_a_process_that_dies_takes_the_other_down_with_it(tmp_path):
     assert process.returncode != 0
     assert "SIGKILL" in output or "Signal 9" in output
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_process_that_fails_alone_says_why_and_the_others_do_not_wait(tmp_path):
+    options = ["--max-steps=3", "--eval-steps=0", "--wandb=disabled", f"--output-dir={tmp_path / 'run'}"]
+    command = two_processes(str(ROOT / "tests" / "engines" / "one_process_fails.py"), *options)
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 1
+    assert "train.py: only the second process found this" in done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
