@@ -27,6 +27,6 @@ def evaluate(config: Config, actor: MathActor, prompts: list[Prompt], processes:
     metrics = {"eval/accuracy": accuracy.mean, "eval/response_length": float(lengths.mean())}
     if accuracy.stderr is not None:
         metrics["eval/accuracy_stderr"] = accuracy.stderr
-    if config.evaluation.eval_n > 1:
+    if rewards.shape[1] > 1:
         metrics["eval/pass_at_k"] = accuracy.pass_at_k
     return metrics | {"time/evaluate": time.perf_counter() - started}

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.log_probs import TokenLogProbs
-from learners.run_log import RunLog
 from scripts.check_range import Largest, kind_of, largest_activations, print_table, weights_below_normal
 from scripts.make_out_of_range import enlarge_stream
 from scripts.update_reach import reach
 from tasks.arithmetic.model import build_model
-from tasks.errors import NonFiniteError, UsageError, run_program
+from tasks.errors import NonFiniteError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = [5, 9, 30, 40, 6]
@@ -138,35 +137,3 @@ def test_half_a_spacing_decides_whether_a_weight_moves(exponent, part, dtype):
     assert reach(start, start.double() + 0.51 * spacing, dtype)[0] == 3
     moved, along, length = reach(start, start + spacing, dtype)
     assert (moved, along / length) == (3, pytest.approx(1.0))
-
-
-@pytest.mark.parametrize(
-    ("raised", "code", "said"),
-    [
-        (UsageError("mend it."), 2, "program.py: mend it."),
-        (NonFiniteError("not a number."), 1, "program.py: not a number."),
-        (KeyboardInterrupt(), 130, "program.py: interrupted; the same command goes on from here"),
-        (None, 7, ""),
-    ],
-)
-def test_how_a_program_ends(monkeypatch, capsys, raised, code, said):
-    monkeypatch.setattr(sys, "argv", ["scripts/program.py"])
-
-    def main() -> int:
-        if raised is not None:
-            raise raised
-        return 7
-
-    with pytest.raises(SystemExit) as ended:
-        run_program(main, goes_on=True)
-    assert (ended.value.code, capsys.readouterr().err.strip()) == (code, said)
-
-
-def test_a_warning_is_said_once_for_a_row_with_one_topic(capsys):
-    log = RunLog.__new__(RunLog)
-    log._warned_of, log._bar = "", None
-    for topic in ("overflow", "overflow", "equal rewards", "", "equal rewards", "equal rewards"):
-        log.warn_of(topic, f"of {topic}")
-    assert capsys.readouterr().out.split("\n")[:-1] == [
-        f"WARNING: of {t}" for t in ("overflow", *["equal rewards"] * 2)
-    ]
