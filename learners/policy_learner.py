@@ -13,6 +13,7 @@ import torch
 from oat.algorithms.ppo import PPOArgs, PPOLearner
 from oat.model import LLM
 from oat.utils.ops import disable_dropout
+from transformers import AutoTokenizer
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.trainer import get_scheduler
 
@@ -110,6 +111,10 @@ class PolicyLearner(PPOLearner):
         self.engine = self.model.model
         self.causal_lm = self.engine.module.causal_lm
         self.engine.module.check()
+        trusted = self.config.model.trust_remote_code  # AutoTokenizer: it is saved with the model, as its own class
+        self.tokenizer = AutoTokenizer.from_pretrained(self.config.model_path, trust_remote_code=trusted)
+        trained = (self.model, self.optimizer, self.scheduler)
+        self.updater = Updater(self.config, self.strategy, *trained, self.reference, self.processes, self.tokenizer)
         self.query_step = self.policy_sgd_step = self.skipped_updates = self.pi_beta_version = 0
         self.steps_done, self.in_progress = 0, None
 
@@ -125,11 +130,6 @@ class PolicyLearner(PPOLearner):
     def attach(self, actor: MathActor) -> None:
         """Take the actor in, give it the weights, and assert that both engines have the dtypes that were asked for."""
         self.actor = actor
-        self.tokenizer = actor.llm.get_tokenizer()
-        trained = (self.model, self.optimizer, self.scheduler)
-        self.updater = Updater(
-            self.config, self.strategy, *trained, self.reference, self.processes, tokenizer=self.tokenizer
-        )
         self.sync_params_to_actors()
         trained = {p.dtype for p in self.causal_lm.parameters() if p.is_floating_point()}
         sampled = actor.engine.parameter_dtypes()
