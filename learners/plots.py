@@ -33,7 +33,7 @@ def draw_run(history: list[dict], evaluations: list[tuple[int, float]], title: s
     mismatch.semilogy(steps, series("mismatch/abs_prob_diff_mean"), color="black", label="mean |pi - mu|")
     mismatch.semilogy(steps, series("mismatch/kl_k3"), "--", color="tab:red", label="KL(mu, pi), k3")
     mismatch.set_ylabel("mismatch")
-    mismatch.legend(frameon=False, ncol=2)
+    mismatch.legend(loc="lower right", bbox_to_anchor=(1, 0.95), frameon=False, ncol=2)  # above the lines, not on them
     scale.step(steps, series("precision/loss_scale"), where="post", color="black")
     scale.set_yscale("log", base=2)
     scale.set_ylabel("loss scale")
