@@ -83,11 +83,11 @@ def own_tensors(learner: PolicyLearner) -> dict[str, torch.Tensor]:
 def make_moments(learner: PolicyLearner) -> None:
     """Have AdamW make its moments, which it does at its first update only: an update that changes nothing."""
     ids = torch.ones(1, 2, dtype=torch.long, device=runtime.device())
-    kept = torch.ones(1, 1, dtype=torch.bool, device=runtime.device())
+    chosen = torch.ones(1, 1, dtype=torch.bool, device=runtime.device())
     for group in learner.optimizer.param_groups:
         group["lr"] = 0.0
     learner.engine.train()
-    nothing = learner.model(ids, torch.ones_like(ids), logits_to_keep=kept).sum() * 0.0
+    nothing = learner.engine(ids, ids.sum(1), chosen).sum() * 0.0
     learner.strategy.backward(nothing, learner.model, learner.optimizer)
     learner.strategy.optimizer_step(learner.optimizer, learner.model, learner.scheduler)
 

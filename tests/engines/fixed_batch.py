@@ -1,6 +1,7 @@
-"""Five updates on a fixed batch by the learner alone: `fixed_batch.py OUT [--stages 1 2 3] [train.py's options]`.
+"""Five updates on a fixed batch by the learner alone: `fixed_batch.py OUT STAGES [--gathered] [train.py's options]`.
 
-Run as one process or under torchrun; writes the FP32 masters after each run as OUT-<stage>.safetensors.
+Run as one process or under torchrun; writes the FP32 masters after each run as OUT-<stage>.safetensors. With --gathered
+ZeRO-3 really gathers every parameter, however small, and the processes have different numbers of chunks of tokens.
 """
 
 import sys
@@ -37,7 +38,24 @@ def fixed_batch(responses: int = 64):
     )
 
 
+def gather_every_parameter() -> None:
+    from learners import output_head
+    from learners.strategy import PrecisionStrategy
+
+    output_head.CHUNK_TOKENS = 8
+    usual = PrecisionStrategy.get_ds_train_config
+
+    def without_persistence(self, is_wrapped: bool) -> dict:
+        config = usual(self, is_wrapped)
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return config
+
+    PrecisionStrategy.get_ds_train_config = without_persistence
+
+
 def five_updates(out: str, stage: int, arguments: list[str]) -> None:
+    gathered = "--gathered" in arguments
+    arguments = [word for word in arguments if word != "--gathered"]
     config = parse(
         [f"--zero-stage={stage}", "--dtype=fp32", "--rollout-batch-size=8", "--train-batch-size=16", "--max-steps=5",
          "--lr-scheduler=constant", "--lr-warmup-ratio=0", "--learning-rate=1e-4", "--objective=grpo-token-tis",
@@ -53,6 +71,8 @@ def five_updates(out: str, stage: int, arguments: list[str]) -> None:
     from learners.step import Step
     from learners.weights import master
 
+    if gathered:
+        gather_every_parameter()
     launch = Launch.from_environment()
     learner = PolicyLearner(
         config, to_oat_args(config), Precision.of(config.precision), prompts, [], NoLog(Path(out)),
