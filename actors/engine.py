@@ -13,6 +13,7 @@ import torch
 import vllm
 from vllm.lora.request import LoRARequest
 
+from actors import cpu_sampler
 from tasks.errors import NonFiniteError
 
 VLLM_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -26,7 +27,7 @@ class SamplingEngine:
         dtype: what it samples in. Never "auto": that follows the checkpoint, which is BF16 as a rule.
         max_model_len: longest prompt and response together, tokens.
         max_num_seqs: most sequences decoded at once.
-        seed: of the engine; `MathActor` seeds each step anew.
+        seed: of the engine, for requests that bring none.
         gpu_memory_utilization: share of a GPU's memory; without a GPU the cache is sized for the batch.
         enforce_eager: no compilation, no CUDA graphs. A CPU is always eager: compiled, it starts 10-40 s later and
             samples 5-10% faster.
@@ -65,6 +66,7 @@ class SamplingEngine:
             # Of vLLM's kernels for a mixture of experts, Triton's leaves the weights as they are loaded.
             arguments["moe_backend"] = "triton"
         else:
+            cpu_sampler.install()
             keep_linear_weights_in_place()
             _leave_memory_unbound()
             cache = _cpu_cache_bytes(model_path, dtype, max_model_len, max_num_seqs, trust_remote_code)
@@ -100,9 +102,13 @@ class SamplingEngine:
         return self.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
 
     def generate(
-        self, prompts: list[list[int]], params: vllm.SamplingParams, adapter: LoRARequest | None = None
+        self,
+        prompts: list[list[int]],
+        params: vllm.SamplingParams | list[vllm.SamplingParams],
+        adapter: LoRARequest | None = None,
     ) -> list[vllm.RequestOutput]:
-        """Sample every prompt (token ids); outputs come in the order of the prompts.
+        """Sample every prompt (token ids), each with its own parameters or all with the same; outputs come in the order
+        of the prompts.
 
         Raises:
             NonFiniteError: a logit is not a number.

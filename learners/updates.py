@@ -68,9 +68,7 @@ class Updater:
             measure(step.tally, batch.old_logp, batch.mu_logp, batch.response_mask)
             step.at_rollout_weights = False  # measured, so the first update need not
         if self.reference is not None:
-            batch.reference_logp = self._without_gradient(
-                batch, lambda part: self._log_probs_of(self.reference, part)
-            )
+            batch.reference_logp = self._without_gradient(batch, lambda part: self._log_probs_of(self.reference, part))
 
     def update(self, step: Step, batch: RolloutBatch) -> StepReport:
         """One optimiser update on the given responses, of which this process takes its share.
