@@ -5,17 +5,20 @@ What differs between vLLM's versions (0.24 to 0.32) and devices is kept here.
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import psutil
 import torch
 import vllm
+from vllm.distributed import parallel_state
 from vllm.lora.request import LoRARequest
 
 from actors import cpu_sampler
 from tasks.errors import NonFiniteError
 
+T = TypeVar("T")
 VLLM_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -151,6 +154,14 @@ class SamplingEngine:
                 _repack_experts(self.model)
         self.llm.reset_prefix_cache()
 
+    def decided_by_first(self, decide: Callable[[], T]) -> T:
+        """What the first of the processes that share this engine decides, on all of them; each calls this."""
+        group = parallel_state.get_tp_group()
+        decision = [decide() if group.rank_in_group == 0 else None]
+        if group.world_size > 1:
+            torch.distributed.broadcast_object_list(decision, src=group.ranks[0], group=group.cpu_group)
+        return decision[0]
+
     def parameter_dtypes(self) -> set[torch.dtype]:
         """The dtypes that the engine's floating-point weights really have."""
         return {p.dtype for p in self.model.parameters() if p.is_floating_point()}
@@ -222,7 +233,6 @@ def _leave_memory_unbound() -> None:
 def _leave_the_process_group_to_the_learner() -> None:
     """vLLM's shutdown, which may come as late as a garbage collection, ends torch.distributed for the whole process;
     the learner is in the same group. Let it end its own groups only."""
-    from vllm.distributed import parallel_state
 
     def end_own_groups() -> None:
         if parallel_state._WORLD:

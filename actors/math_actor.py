@@ -71,7 +71,9 @@ class MathActor(PPOActor):
     ):
         super().__init__(ipc_server=None, vllm_args={}, args=args)
         self.engine, self.llm = engine, engine.llm
-        self.oracle, self.oracle_batch_size = TaskOracle(grade), args.oracle_batch_size
+        # The processes that share an engine must agree, also where a grader runs out of time in one of them.
+        one_grade = lambda *answers: engine.decided_by_first(lambda: grade(*answers))
+        self.oracle, self.oracle_batch_size = TaskOracle(one_grade), args.oracle_batch_size
         self.timeouts = timeouts
         self.ipc_client = PassThrough()
         self.adapter: LoRARequest | None = None

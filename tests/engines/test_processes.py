@@ -124,6 +124,18 @@ def test_a_run_of_two_goes_on_as_one_process_with_another_stage(run_of_two):
     assert record["mismatch/abs_prob_diff_mean"] < 6e-4
 
 
+def test_processes_that_share_an_engine_agree_on_rewards_that_a_grader_gives_twice_differently(tmp_path):
+    """A time-out in one of them is such a case; under dynamic sampling they would keep different prompts."""
+    options = (
+        "--tensor-parallel=2 --dynamic-sampling=True --max-steps=2 --eval-steps=1 --max-eval=16 --num-samples=2 "
+        "--rollout-batch-size=32 --train-batch-size=64 --micro-batch-size=32 --save-every=0 --wandb=disabled"
+    ).split()
+    script = str(ROOT / "tests" / "engines" / "disagreeing_graders.py")
+    command = two_processes(script, f"--output-dir={tmp_path / 'run'}", *options)
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_a_process_that_dies_takes_the_other_down_with_it(tmp_path):
     folder = tmp_path / "run"
     command = two_processes(str(ROOT / "train.py"), f"--output-dir={folder}", "--wandb=disabled", "--eval-steps=0")
