@@ -47,7 +47,7 @@ class TokenLogProbs(nn.Module):
         """Log-probabilities of the tokens that are kept.
 
         Args:
-            input_ids: (B, L) int64, right-padded.
+            input_ids: (B, L) int32 or int64, right-padded.
             attention_mask: (B, L), 1 on tokens.
             position_ids: (B, L) int64.
             logits_to_keep: (B, L - 1) bool; [b, t] asks for the log-probability of token t + 1 given those before it.
@@ -59,7 +59,7 @@ class TokenLogProbs(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         hidden = hidden[:, :-1][logits_to_keep]
-        targets = input_ids[:, 1:][logits_to_keep]
+        targets = input_ids[:, 1:][logits_to_keep].long()  # they index logits, which int32 cannot
         if len(hidden) <= CHUNK_TOKENS:
             return self._head(hidden, targets)
         return torch.cat(

@@ -10,7 +10,7 @@ from learners.advantages import ADVANTAGES, overlong_punishment
 from learners.config import Config
 from learners.dynamic_sampling import Collected, collect_mixed
 from learners.processes import Processes, across_processes, gather
-from learners.rollout import RolloutBatch
+from learners.rollout import Packed, RolloutBatch
 from learners.run_log import RunLog
 from learners.step import Step
 from tasks.prompts import Prompt, PromptStream
@@ -48,8 +48,7 @@ class Rollouts:
             prompts = self.processes.prompts_of_engine(self.stream.batch(number))
             transitions = actor.sample(prompts, seed=self._seed(number))
         self.log.samples(number, prompts, transitions, options.num_samples)
-        parts = gather(RolloutBatch.from_transitions(self.processes.share_of_engine(transitions)))
-        batch = RolloutBatch.concatenate(parts)
+        batch = RolloutBatch.unpack(gather(Packed.of(self.processes.share_of_engine(transitions))))
         punishment = overlong_punishment(
             batch.response_mask.sum(1), options.generate_max_length, options.overlong_buffer
         )

@@ -38,7 +38,7 @@ from tasks.errors import UsageError, require
 if TYPE_CHECKING:
     from learners.policy_learner import PolicyLearner
 
-FORMAT = 1
+FORMAT = 2
 STATE, ROLLOUT = "state.json", "rollout.safetensors"
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

@@ -45,7 +45,7 @@ def training_flops(model, batch) -> float:
     """
     config = model.config
     layers = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n and p.dim() == 2)
-    lengths = batch.attention_mask.sum(1).double()
+    lengths = batch.lengths.double()
     head = 6 * config.vocab_size * config.hidden_size * float(batch.response_mask.sum())
     attention = 6 * config.num_hidden_layers * config.hidden_size * float((lengths**2).sum())
     return 6 * layers * float(lengths.sum()) + head + attention
@@ -101,7 +101,7 @@ def run_ours(spec: dict) -> dict:
         batch = sampled.batch
         passes = 4 / 3 if learner.updater.objective.needs_pi_old else 1
         times["gflops"] = passes * training_flops(learner.causal_lm, batch) / times["learn"] / 1e9
-        times["tokens"] = int(batch.attention_mask.sum())
+        times["tokens"] = int(batch.lengths.sum())
         rows.append(times)
     result = {key: median(row[key] for row in rows[1:]) for key in rows[0]}
     if spec.get("pairs"):

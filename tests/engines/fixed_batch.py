@@ -27,8 +27,8 @@ def fixed_batch(responses: int = 64):
     places = torch.arange(width)
     inside = (places[1:] >= prompts) & (places[1:] < lengths)
     return RolloutBatch(
-        input_ids=torch.randint(3, 98, (responses, width), generator=generator) * (places < lengths),
-        attention_mask=(places < lengths).long(),
+        input_ids=(torch.randint(3, 98, (responses, width), generator=generator) * (places < lengths)).int(),
+        lengths=lengths.squeeze(1),
         response_mask=inside,
         mu_logp=(-5 * torch.rand(responses, width - 1, generator=generator)) * inside,
         rewards=torch.randint(0, 2, (responses,), generator=generator).float(),
