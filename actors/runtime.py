@@ -30,7 +30,7 @@ def prepare(dtypes: set[torch.dtype], cpu_half_mode: str = "auto") -> cpu_half.F
     Returns:
         The half-precision override of a CPU without native half products, or None.
     """
-    Launch.from_environment().export()
+    Launch.from_environment().export(visible_gpus=torch.cuda.device_count())
     _set_environment()
     _stand_in_for_absent_modules()
     if not torch.cuda.is_available():
