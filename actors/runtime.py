@@ -35,7 +35,7 @@ def prepare(dtypes: set[torch.dtype], cpu_half_mode: str = "auto") -> cpu_half.F
         UsageError: there is a GPU, and this torch cannot use it.
     """
     refuse_a_gpu_out_of_reach(gpus())
-    Launch.from_environment().export()
+    Launch.from_environment().export(visible_gpus=torch.cuda.device_count())
     _set_environment(dtypes)
     _sum_in_fp32()
     _stand_in_for_absent_modules()
@@ -112,8 +112,8 @@ def leave_process_group() -> None:
 def _sum_in_fp32() -> None:
     """Have a GPU sum the products of half operands in FP32.
 
-    By default cuBLAS may add up the parts of a sum in half: an error of the very kind that is studied here, and a way to
-    overflow.
+    By default cuBLAS may add up the parts of a sum in half: an error of the very kind that is studied here, and a way
+    to overflow.
     """
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

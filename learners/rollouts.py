@@ -11,7 +11,7 @@ from learners.advantages import ADVANTAGES, overlong_punishment
 from learners.config import Config
 from learners.dynamic_sampling import Collected, collect_mixed
 from learners.processes import Processes, across_processes, gather
-from learners.rollout import RolloutBatch
+from learners.rollout import Packed, RolloutBatch
 from learners.run_log import RunLog
 from learners.step import Step
 from tasks.prompts import Prompt, PromptStream
@@ -51,8 +51,7 @@ class Rollouts:
             places = self.processes.prompts_of_engine(range(options.rollout_batch_size))
             transitions = actor.sample(prompts, step_seed(self.config.training.seed, number), places)
         self.log.samples(number, prompts, transitions, options.num_samples)
-        parts = gather(RolloutBatch.from_transitions(self.processes.share_of_engine(transitions)))
-        batch = RolloutBatch.concatenate(parts)
+        batch = RolloutBatch.unpack(gather(Packed.of(self.processes.share_of_engine(transitions))))
         punishment = overlong_punishment(
             batch.response_mask.sum(1), options.generate_max_length, options.overlong_buffer
         )

@@ -45,7 +45,7 @@ def training_flops(model, batch) -> float:
     """
     config = model.config
     layers = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n and p.dim() == 2)
-    lengths = batch.attention_mask.sum(1).double()
+    lengths = batch.lengths.double()
     head = 6 * config.vocab_size * config.hidden_size * float(batch.response_mask.sum())
     attention = 6 * config.num_hidden_layers * config.hidden_size * float((lengths**2).sum())
     return 6 * layers * float(lengths.sum()) + head + attention

@@ -5,6 +5,7 @@ ZeRO-3 really gathers every parameter, however small, and the processes have dif
 """
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -28,8 +29,8 @@ def fixed_batch(responses: int = 64):
     places = torch.arange(width)
     inside = (places[1:] >= prompts) & (places[1:] < lengths)
     return RolloutBatch(
-        input_ids=torch.randint(3, 98, (responses, width), generator=generator) * (places < lengths),
-        attention_mask=(places < lengths).long(),
+        input_ids=(torch.randint(3, 98, (responses, width), generator=generator) * (places < lengths)).int(),
+        lengths=lengths.squeeze(1),
         response_mask=inside,
         mu_logp=(-5 * torch.rand(responses, width - 1, generator=generator)) * inside,
         rewards=torch.randint(0, 2, (responses,), generator=generator).float(),
@@ -53,13 +54,15 @@ def gather_every_parameter() -> None:
     PrecisionStrategy.get_ds_train_config = without_persistence
 
 
-def five_updates(out: str, stage: int, arguments: list[str]) -> None:
+@contextmanager
+def learner_alone(folder: Path, *arguments: str):
+    """A learner without a sampler, in as many processes as there are; closed at the end."""
     gathered = "--gathered" in arguments
     arguments = [word for word in arguments if word != "--gathered"]
     config = parse(
-        [f"--zero-stage={stage}", "--dtype=fp32", "--rollout-batch-size=8", "--train-batch-size=16", "--max-steps=5",
-         "--lr-scheduler=constant", "--lr-warmup-ratio=0", "--learning-rate=1e-4", "--objective=grpo-token-tis",
-         "--eval-steps=0", f"--output-dir={out}-run", *arguments]
+        ["--rollout-batch-size=8", "--train-batch-size=16", "--max-steps=5", "--lr-scheduler=constant",
+         "--lr-warmup-ratio=0", "--learning-rate=1e-4", "--objective=grpo-token-tis", "--eval-steps=0",
+         f"--output-dir={folder}", *arguments]
     )  # fmt: skip
     task, prompts, _ = train.load_task(config)
     train.prepare(config)
@@ -68,28 +71,34 @@ def five_updates(out: str, stage: int, arguments: list[str]) -> None:
     from learners.precision import Precision
     from learners.processes import Processes
     from learners.run_log import NoLog
-    from learners.step import Step
-    from learners.weights import master
 
     if gathered:
         gather_every_parameter()
     launch = Launch.from_environment()
     learner = PolicyLearner(
-        config, to_oat_args(config), Precision.of(config.precision), prompts, [], NoLog(Path(out)),
+        config, to_oat_args(config), Precision.of(config.precision), prompts, [], NoLog(folder),
         Processes(launch.rank, launch.world_size),
     )  # fmt: skip
+    yield learner
+    learner.engine.destroy()
+    task.close()
+
+
+def five_updates(learner, to: str) -> None:
+    from learners.step import Step
+    from learners.weights import master
+
     learner.learn(Step(1, fixed_batch(), times={}))  # four updates
     more = fixed_batch()
     learner.learn(Step(2, more.select(torch.arange(16)), times={}))
     assert learner.policy_sgd_step == 5
     masters = {name: master(p).detach().clone().contiguous() for name, p in learner.causal_lm.named_parameters()}
-    if launch.rank == 0:
-        save_file(masters, f"{out}-{stage}.safetensors")
-    learner.engine.destroy()
-    task.close()
+    if learner.processes.rank == 0:
+        save_file(masters, to)
 
 
 if __name__ == "__main__":
     where, stages, *rest = sys.argv[1:]
     for each in stages.split(","):
-        five_updates(where, int(each), rest)
+        with learner_alone(Path(f"{where}-run"), f"--zero-stage={each}", "--dtype=fp32", *rest) as built:
+            five_updates(built, f"{where}-{each}.safetensors")
