@@ -1,8 +1,8 @@
 """Advantages: how much better a response is than the others sampled for the same prompt, chosen by name.
 
 Each is a pure function ``(rewards (B,), group_size) -> (B,)`` in FP32; the responses of a prompt lie next to each
-other, and ``group_size`` divides B. A group whose rewards are all equal gets 0 throughout. Only tensor methods are
-used, so that naming them does not import torch.
+other, and ``group_size`` divides B. A group whose rewards are all equal gets exactly 0 throughout. Only tensor methods
+are used, so that naming them does not import torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def group_mean(rewards: Tensor, group_size: int) -> Tensor:
     """Reward less the mean of its group, not divided by the group's spread (Dr.GRPO, arXiv 2503.20783)."""
     groups = rewards.view(-1, group_size)
-    return (groups - groups.mean(1, keepdim=True)).flatten()
+    # The mean of equal numbers is not always that number once it is rounded; divided by a spread it would be noise.
+    differ = (groups != groups[:, :1]).any(1, keepdim=True)
+    return (groups - groups.mean(1, keepdim=True)).where(differ, groups.new_zeros(())).flatten()
 
 
 def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from learners.advantages import ADVANTAGES
@@ -37,6 +37,19 @@ def test_a_group_of_equal_rewards_has_no_advantage(name):
     assert made[:3].tolist() == [0, 0, 0]
     assert made[3:].abs().min() > 0
     assert made.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+@given(reward=st.floats(-1e3, 1e3, width=32), size=st.integers(2, 17))
+@example(reward=0.7, size=8)  # whose mean is another number in FP32; divided by the spread that was 0.809
+@example(reward=0.1, size=8)
+@example(reward=1 / 3, size=8)
+def test_equal_rewards_of_any_size_have_an_advantage_of_exactly_0(name, reward, size):
+    rewards = torch.full((2 * size,), reward)
+    rewards[size] += 1
+    made = ADVANTAGES[name](rewards, size)
+    assert made[:size].eq(0).all()
+    assert made[size:].ne(0).all()
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
