@@ -282,7 +282,7 @@ def _check_folder(option: str, folder: Path) -> None:
 MAY_CHANGE = {
     "output", "preset", "trust_remote_code", "attn_implementation", "gradient_checkpointing", "vllm_gpu_ratio",
     "vllm_sleep_level", "tensor_parallel", "enforce_eager", "enable_prefix_caching", "micro_batch_size",
-    "micro_batch_tokens", "zero_stage", "offload", "cpu_half", "lora_sync", "eval_steps",
+    "micro_batch_tokens", "train_on_all", "zero_stage", "offload", "cpu_half", "lora_sync", "eval_steps",
 }  # fmt: skip
 
 

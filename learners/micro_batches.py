@@ -4,6 +4,7 @@ Pure functions of the responses' lengths. Whatever the cut, the loss and its gra
 (learners/aggregation.py), so speed and memory alone decide.
 """
 
+import torch
 from torch import Tensor
 
 MOST_PADDING = 0.1  # share of a micro-batch's tokens; a shorter response begins the next one
@@ -33,6 +34,24 @@ def deal(lengths: Tensor, processes: int, *, size: int | None = None, tokens: in
     rounds = [cuts[i : i + processes] for i in range(0, len(cuts), processes)]
     rounds = [each if i % 2 == 0 else each[::-1] for i, each in enumerate(rounds)]  # nobody always gets the larger one
     return [list(own) for own in zip(*rounds, strict=True)]
+
+
+def with_something_to_teach(teaches: Tensor, lengths: Tensor, processes: int) -> Tensor:
+    """The responses of an update that are passed backwards.
+
+    Args:
+        teaches: (N,) bool, whether a response can have a gradient.
+        lengths: (N,) tokens of each.
+        processes: how many there are; N is a multiple of it.
+
+    Returns:
+        Indices in ascending order: those that teach, and of the others the shortest that make them a multiple of the
+        processes, and at least one each, since backward passes of several processes meet; their gradient is 0.
+    """
+    count = int(teaches.sum())
+    more = -count % processes if count else processes
+    order = (lengths + teaches * (lengths.max() + 1)).argsort(stable=True)  # those that do not teach first
+    return torch.cat([teaches.nonzero().flatten(), order[:more]]).sort().values
 
 
 def padding_share(cuts: list[Tensor], lengths: Tensor) -> float:

@@ -4,8 +4,9 @@ Shapes: B responses, T token positions. pi is the trainer now, mu the sampler (i
 it sampled), pi_old the trainer re-evaluated at the rollout weights. Every importance weight is detached. A loss is
 given per token, to be minimised; learners/aggregation.py reduces it.
 
-An objective is registered with the thresholds it uses (each a command-line option of that name) and whether it needs
-pi_old, which costs one more forward pass. Two families: policy gradients, ``-weight A log pi``, whose weight corrects
+An objective is registered with the thresholds it uses (each a command-line option of that name), whether it needs
+pi_old, which costs one more forward pass, and whether a response without an advantage can have a gradient: where none
+can, such responses are not trained on. Two families: policy gradients, ``-weight A log pi``, whose weight corrects
 for mu; and PPO's clipped surrogate in pi / pi_old, times a weight pi_old / mu. A weight is truncated (TIS: min(w, C)),
 or the token or response is masked (MIS: w if w <= C, else 0). Only tensor methods are used, so that naming the
 objectives (for ``--help``) does not import torch.
@@ -77,6 +78,8 @@ class Objective:
     needs_pi_old: bool
     thresholds: dict[str, float]
     """names and default values"""
+    trains_without_advantage: bool = False
+    """whether a response whose advantage is 0 can have a gradient, through a term that does not carry it"""
 
     def __call__(self, batch: PolicyBatch, **thresholds: float) -> tuple[Tensor, Statistics]:
         assert set(thresholds) <= set(self.thresholds), (self.name, thresholds)
@@ -86,11 +89,11 @@ class Objective:
 OBJECTIVES: dict[str, Objective] = {}
 
 
-def objective(name: str, needs_pi_old: bool = False, **thresholds: float):
+def objective(name: str, needs_pi_old: bool = False, trains_without_advantage: bool = False, **thresholds: float):
     """Register a loss under its command-line name, with the defaults of the thresholds it uses."""
 
     def register(function):
-        OBJECTIVES[name] = Objective(name, function, needs_pi_old, thresholds)
+        OBJECTIVES[name] = Objective(name, function, needs_pi_old, thresholds, trains_without_advantage)
         return function
 
     return register

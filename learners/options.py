@@ -189,6 +189,8 @@ class TrainingOptions:
     """responses per forward and backward pass of one process (embedded model: 64, else 1 unless by tokens)"""
     micro_batch_tokens: Chosen[int] = None
     """instead: most tokens per forward and backward pass, padding included; responses of about one length together"""
+    train_on_all: bool = False
+    """also pass responses backwards that cannot have a gradient, as all to their prompt earned the same"""
     num_ppo_epochs: int = 1
     """passes over the sampled responses of a step"""
     learning_rate: Chosen[float] = None

@@ -104,7 +104,7 @@ class RolloutBatch:
 
     def select(self, indices: Tensor) -> RolloutBatch:
         """The responses at ``indices``, without the padding that only the others needed."""
-        length, full = int(self.lengths[indices].max()), self.input_ids.shape[1]
+        length, full = int(self.lengths[indices].max()) if len(indices) else 1, self.input_ids.shape[1]
         parts = {}
         for name, tensor in self.tensors().items():
             values = tensor[indices]

@@ -9,7 +9,7 @@ from oat.model import LLM
 
 from actors import runtime
 from learners.aggregation import UpdateCounts, aggregate
-from learners.micro_batches import deal
+from learners.micro_batches import deal, with_something_to_teach
 from learners.mismatch import measure
 from learners.objectives import OBJECTIVES, PolicyBatch, reference_kl
 from learners.precision import NAMES
@@ -86,9 +86,12 @@ class Updater:
             kept_tokens=batch.response_mask[batch.kept].sum().item(),
             max_length=self.config.sampling.generate_max_length,
         )
+        teaching, others = self._divide(batch)
+        if step.at_rollout_weights:
+            self._measure_without_gradient(others, step.tally)
         update_loss = 0.0
-        for indices in self._deal(batch):
-            part = batch.select(indices).to(runtime.device())
+        for indices in self._deal(teaching):
+            part = teaching.select(indices).to(runtime.device())
             logp = self.log_probs(part)
             if step.at_rollout_weights:
                 measure(step.tally, logp, part.mu_logp, part.response_mask)
@@ -100,6 +103,7 @@ class Updater:
         report = self.strategy.optimizer_step(self.optimizer, self.model, self.scheduler)
         # Counts are of the whole update: the parts of the processes are summed, the updates averaged.
         step.tally.add("train/loss", torch.tensor(update_loss), count=1 / self.processes.world_size)
+        step.tally.add("train/trained_share", torch.tensor(float(len(teaching))), count=len(batch))
         if not report.skipped:
             step.tally.add("precision/grad_norm", torch.tensor(report.grad_norm))
         return report
@@ -139,6 +143,22 @@ class Updater:
             part = log_probs(batch.select(indices).to(runtime.device()))
             made[indices, : part.shape[1]] = part.to(made.device)
         return across_processes(made, "sum")
+
+    def _divide(self, batch: RolloutBatch) -> tuple[RolloutBatch, RolloutBatch]:
+        """The responses of an update that are passed backwards, and the others: without an advantage, or left out of
+        the loss, every term of it is 0."""
+        teaches = (batch.advantages != 0) & batch.kept
+        if self.config.training.train_on_all or self.objective.trains_without_advantage or self.reference is not None:
+            teaches = torch.ones_like(teaches)
+        chosen = with_something_to_teach(teaches, batch.lengths, self.processes.world_size)
+        others = torch.ones_like(teaches).index_fill_(0, chosen, False)
+        return batch.select(chosen), batch.select(others.nonzero().flatten())
+
+    @torch.no_grad()
+    def _measure_without_gradient(self, batch: RolloutBatch, tally: Tally) -> None:
+        for indices in self._deal(batch) if len(batch) else ():
+            part = batch.select(indices).to(runtime.device())
+            measure(tally, self.log_probs(part), part.mu_logp, part.response_mask)
 
     def _deal(self, batch: RolloutBatch) -> list[torch.Tensor]:
         """This process's micro-batches of a batch."""

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.micro_batches import deal, padding_share
+from learners.micro_batches import deal, padding_share, with_something_to_teach
 
 
 @settings(max_examples=100, deadline=None)
@@ -51,3 +51,18 @@ def test_processes_have_about_equally_much_to_do():
 
 def test_padding_share_counts_what_is_not_a_token():
     assert padding_share([torch.tensor([0, 1])], torch.tensor([4, 2])) == pytest.approx(2 / 8)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 60)), min_size=1, max_size=12), st.integers(1, 5))
+def test_what_is_passed_backwards_is_all_that_teaches_and_as_little_else_as_the_processes_need(rows, processes):
+    rows = rows * processes  # an update is a multiple of them
+    teaches, lengths = torch.tensor([t for t, _ in rows]), torch.tensor([n for _, n in rows])
+    chosen = with_something_to_teach(teaches, lengths, processes)
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    assert set(teaches.nonzero().flatten().tolist()) <= set(chosen.tolist())
+    assert len(chosen) % processes == 0 and len(chosen) >= processes
+    fillers = [i for i in chosen.tolist() if not teaches[i]]
+    assert len(fillers) < processes or (len(fillers) == processes and not teaches.any())
+    left = [i for i in range(len(rows)) if not teaches[i] and i not in fillers]
+    assert max((int(lengths[i]) for i in fillers), default=0) <= min((int(lengths[i]) for i in left), default=99)
+    deal(lengths[chosen], processes, size=4)
