@@ -36,8 +36,14 @@ find_python() {
 }
 python=$(find_python)
 [ -n "$python" ] || fail "Python 3.11 or 3.12 with venv is needed and was not found; install it, or set PYTHON to its path."
-command -v c++ > /dev/null || command -v g++ > /dev/null || command -v clang++ > /dev/null ||
-    fail "a C++ compiler is needed and was not found; install one (Debian and Ubuntu: apt-get install g++)."
+if [ "$device" = cuda ]; then  # Triton compiles C against Python's headers when a kernel first runs
+    [ -n "${CC:-}" ] || command -v gcc > /dev/null || command -v clang > /dev/null ||
+        fail "a C compiler is needed for cuda and was not found; install gcc (Debian and Ubuntu: apt-get install gcc)."
+    headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+    [ -f "$headers/Python.h" ] ||
+        fail "Python.h is needed for cuda and is not in $headers; install it (Debian and Ubuntu: apt-get install" \
+            "${headers##*/}-dev)."
+fi
 
 if [ -x .venv/bin/python ] && ! .venv/bin/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))'; then
     fail ".venv holds another Python; remove the folder .venv and run this again."
@@ -45,12 +51,20 @@ fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 [ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet "uv>=0.9,<1"
 
-# uv does not read pip's folder of wheels; a CPU build of torch may lie there.
-if [ -z "${UV_FIND_LINKS:-}" ] && [ -n "${PIP_FIND_LINKS:-}" ]; then export UV_FIND_LINKS="$PIP_FIND_LINKS"; fi
+if [ "$device" = cpu ]; then
+    size="4 to 6 GB unpacked"
+    # uv does not read pip's folder of wheels; a CPU build of torch may lie there, which saves 2.5 GB of fetching.
+    if [ -z "${UV_FIND_LINKS:-}" ] && [ -n "${PIP_FIND_LINKS:-}" ]; then export UV_FIND_LINKS="$PIP_FIND_LINKS"; fi
+else
+    size="4 GB to fetch, 9 GB unpacked"
+fi
 
 arguments=(--extra "$device")
 for extra in ${extras[@]+"${extras[@]}"}; do arguments+=(--extra "$extra"); done
-echo "install.sh: installing for $device into .venv (the first time: 1 to 5 minutes, 4 to 8 GB)"
+echo "install.sh: installing for $device into .venv (the first time: 1 to 5 minutes, $size)"
 # Compiled now, the many modules of vLLM and DeepSpeed start fast the first time too.
 .venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r pyproject.toml "${arguments[@]}"
+if [ "$device" = cuda ] && ! .venv/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
+    fail "the torch in .venv is a build for CPUs; remove the folder .venv, unset UV_FIND_LINKS and run this again."
+fi
 cksum < pyproject.toml > "$stamp"
