@@ -46,7 +46,7 @@ class Arguments:
     small: bool = False
     """little of everything, on a CPU, without what needs a GPU"""
     model: str = "embedded"
-    """train.py's --model for all checks but speed, which has a random one"""
+    """train.py's --model; compiled and resume take the embedded one, speed one with random weights"""
     minutes: float = 10.0
     """what is not done by then is ended, or not begun"""
     output_dir: Path | None = None
@@ -80,7 +80,8 @@ class Checks:
 
     def run(self, parts: list[str]) -> None:
         """Run parts in one process, within their time. What it leaves unanswered fails, and so does a poor end."""
-        seconds = min(sum(PARTS[part].seconds for part in parts), self.ends_at - time.monotonic())
+        seconds = sum(PARTS[part].seconds for part in parts) * (4 if self.visit.small else 1)  # CPUs are slow
+        seconds = min(seconds, self.ends_at - time.monotonic())
         answered, why = self._run(parts, seconds) if seconds > 0 else (set(), "no time was left for it (--minutes)")
         asked = [(check, part) for part in parts for check in PARTS[part].checks if check in self.visit.wanted]
         unanswered = [pair for pair in asked if pair not in answered]
@@ -94,7 +95,7 @@ class Checks:
         launcher = several if self.gpus > 1 and parts[0].startswith("zero") else []
         command = [sys.executable, "-m", *launcher, "scripts.analysis.gpu_checks", told]
         environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-        log, answered, late = self.folder / f"{parts[0]}.log", set(), ""
+        log, answered, late, said = self.folder / f"{parts[0]}.log", set(), "", ""
         with log.open("w") as out, log.open(errors="replace") as lines:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, start_new_session=True
@@ -108,6 +109,8 @@ class Checks:
                         row = Row(**json.loads(line.removeprefix(ROW)))
                         answered.add((row.check, row.part))
                         self.add(row)
+                    else:
+                        said += line
                 if time.monotonic() > ends_at and not over:
                     late = f"not done after {seconds:.0f} s; "
                     end(process)
@@ -115,7 +118,7 @@ class Checks:
         self._live.discard(process)
         if process.returncode == 0:
             return answered, ""
-        return answered, late + (reason(log.read_text(errors="replace")) or f"ended with code {process.returncode}")
+        return answered, late + (reason(said) or f"ended with code {process.returncode}")
 
     def end(self) -> None:
         """Begin nothing more, and end what runs."""

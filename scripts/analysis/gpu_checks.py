@@ -359,20 +359,20 @@ class Part(NamedTuple):
 
 ALL, EAGER = ("dtypes", "mismatch", "same-step", "sync"), "--enforce-eager=True"
 PARTS = {  # in the order they are run in
-    "fp16": Part(engines, ("--dtype=fp16",), (*ALL, "overflow"), 150),
-    "bf16": Part(engines, ("--dtype=bf16",), ALL, 150),
-    "fp32": Part(engines, ("--dtype=fp32",), ALL, 150),
+    "fp16": Part(engines, ("--dtype=fp16",), (*ALL, "overflow"), 180),
+    "bf16": Part(engines, ("--dtype=bf16",), ALL, 180),
+    "fp32": Part(engines, ("--dtype=fp32",), ALL, 180),
     "compiled": Part(compiled, (), ("compiled",), 150),
-    "sleep-1": Part(engines, ("--vllm-sleep-level=1", EAGER), ("sync",), 90),
-    "sleep-2": Part(engines, ("--vllm-sleep-level=2", EAGER), ("sync",), 90),
-    "lora-merge": Part(engines, ("--lora-rank=4", "--lora-sync=merge", EAGER), ("sync",), 90),
-    "lora-adapter": Part(engines, ("--lora-rank=4", "--lora-sync=adapter", EAGER), ("sync",), 90),
-    "speed-fp16": Part(speed, ("--dtype=fp16",), ("speed",), 200),
-    "speed-bf16": Part(speed, ("--dtype=bf16",), ("speed",), 200),
+    "sleep-1": Part(engines, ("--vllm-sleep-level=1", EAGER), ("sync",), 120),
+    "sleep-2": Part(engines, ("--vllm-sleep-level=2", EAGER), ("sync",), 120),
+    "lora-merge": Part(engines, ("--lora-rank=4", "--lora-sync=merge", EAGER), ("sync",), 120),
+    "lora-adapter": Part(engines, ("--lora-rank=4", "--lora-sync=adapter", EAGER), ("sync",), 120),
+    "speed-fp16": Part(speed, ("--dtype=fp16",), ("speed",), 240),
+    "speed-bf16": Part(speed, ("--dtype=bf16",), ("speed",), 240),
     "resume": Part(resume, (), ("resume",), 150),
-    "zero-1": Part(zero, ("--zero-stage=1", EAGER), ("zero",), 120),
-    "zero-2": Part(zero, ("--zero-stage=2", EAGER), ("zero",), 120),
-    "zero-3": Part(zero, ("--zero-stage=3", EAGER), ("zero",), 120),
+    "zero-1": Part(zero, ("--zero-stage=1", EAGER), ("zero",), 150),
+    "zero-2": Part(zero, ("--zero-stage=2", EAGER), ("zero",), 150),
+    "zero-3": Part(zero, ("--zero-stage=3", EAGER), ("zero",), 150),
 }
 
 
