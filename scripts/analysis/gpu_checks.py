@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ROW = "@@row "  # begins a line that holds one
 
 # TFLOP/s of dense half-precision products, by the beginning of the GPU's name: NVIDIA's data sheets of each, whose
-# figures "with sparsity" are twice these.
-PEAK_TFLOPS = {"NVIDIA H100 PCIe": 756, "NVIDIA H100 NVL": 835, "NVIDIA H100": 989, "NVIDIA H200": 989,
-               "NVIDIA A100": 312, "NVIDIA L40S": 362}  # fmt: skip
+# figures "with sparsity" are twice these. None: not known here.
+PEAK_TFLOPS = {"NVIDIA H100 PCIe": 756, "NVIDIA H100 NVL": 835, "NVIDIA H100": 989, "NVIDIA H200 NVL": None,
+               "NVIDIA H200": 989, "NVIDIA A100": 312, "NVIDIA L40S": 362}  # fmt: skip
 # Of random models: layers, width, heads, heads of keys and values, width of the MLP, vocabulary.
 SHAPE_1_5B, SHAPE_SMALL = (28, 1536, 12, 2, 8960, 151936), (2, 64, 2, 1, 128, 1024)
 SHAPE_NAMES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size",
@@ -331,7 +331,7 @@ def speed(visit: Visit, part: "Part") -> Iterator[Row]:
         used = f"{6 * size * rate / top / 1e12:.1%} of {top} TFLOP/s" if top else "unknown"
         sampled = f"{size:,} weights: {metrics['throughput/sample_tokens_per_s']:,.0f} tokens/s sampled"
         yield Row(None, f"{sampled}, {rate:,.0f} learned, MFU {used}")
-        shares = ", ".join(f"{what} {spent:.2f} s ({spent / total:.0%})" for what, spent in seconds.items())
+        shares = ", ".join(f"{what} {spent:.2f} s ({spent / total:.0%})" for what, spent in seconds.items() if spent)
         yield Row(None, f"of {total:.2f} s a step: {shares}", seconds)
         plan, torchs = planned_gb(learner.config), torch.cuda.max_memory_allocated() / 1e9
         planned = "-" if plan is None else f"{plan:.1f}"

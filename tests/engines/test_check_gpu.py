@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.engines
 
 
-def check(folder, *arguments: str, timeout: float = 600):
+def check(folder, *arguments: str, timeout: float = 900):
     """Returns the finished process, and the rows of check.json, None if there is none."""
     command = [sys.executable, ROOT / "scripts" / "check_gpu.py", f"--output-dir={folder}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
@@ -23,7 +23,7 @@ def check(folder, *arguments: str, timeout: float = 600):
 
 
 def test_all_that_a_cpu_can_show_holds(tmp_path):
-    done, rows = check(tmp_path / "out", "--small")
+    done, rows = check(tmp_path / "out", "--small", "--minutes=14")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {row["check"] for row in rows} == {"versions", *CHECKS}
     held = [(row["check"], row["part"]) for row in rows if row["holds"]]
