@@ -170,6 +170,7 @@ def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None =
     marks = {} if marks is None else marks
     precision, args, sampling = Precision.of(config.precision), to_oat_args(config), config.sampling
     launch = Launch.from_environment()
+    evaluated = len(eval_prompts) * config.evaluation.eval_n if config.evaluation.eval_steps > 0 else 0
     processes = Processes(launch.rank, launch.world_size, sampling.tensor_parallel)
     learner = PolicyLearner(config, args, precision, prompts, eval_prompts, log, processes)
     marks["learner"] = time.perf_counter()
@@ -177,7 +178,7 @@ def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None =
         config.model_path,
         precision.sample,
         max_model_len=config.max_model_len,
-        max_num_seqs=min(-(-config.sequences_per_step // processes.engines), 512),
+        max_num_seqs=min(-(-max(config.sequences_per_step, evaluated) // processes.engines), 512),
         seed=config.training.seed,
         gpu_memory_utilization=sampling.vllm_gpu_ratio,
         enforce_eager=sampling.enforce_eager,

@@ -5,16 +5,20 @@ What differs between vLLM's versions (0.24 to 0.32) and devices is kept here.
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import psutil
 import torch
 import vllm
+from vllm.distributed import parallel_state
 from vllm.lora.request import LoRARequest
 
+from actors import cpu_sampler
 from tasks.errors import NonFiniteError
 
+T = TypeVar("T")
 VLLM_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -26,7 +30,7 @@ class SamplingEngine:
         dtype: what it samples in. Never "auto": that follows the checkpoint, which is BF16 as a rule.
         max_model_len: longest prompt and response together, tokens.
         max_num_seqs: most sequences decoded at once.
-        seed: of the engine; `MathActor` seeds each step anew.
+        seed: of the engine, for requests that bring none.
         gpu_memory_utilization: share of a GPU's memory; without a GPU the cache is sized for the batch.
         enforce_eager: no compilation, no CUDA graphs. A CPU is always eager: compiled, it starts 10-40 s later and
             samples 5-10% faster.
@@ -65,6 +69,7 @@ class SamplingEngine:
             # Of vLLM's kernels for a mixture of experts, Triton's leaves the weights as they are loaded.
             arguments["moe_backend"] = "triton"
         else:
+            cpu_sampler.install()
             keep_linear_weights_in_place()
             _leave_memory_unbound()
             cache = _cpu_cache_bytes(model_path, dtype, max_model_len, max_num_seqs, trust_remote_code)
@@ -100,9 +105,13 @@ class SamplingEngine:
         return self.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
 
     def generate(
-        self, prompts: list[list[int]], params: vllm.SamplingParams, adapter: LoRARequest | None = None
+        self,
+        prompts: list[list[int]],
+        params: vllm.SamplingParams | list[vllm.SamplingParams],
+        adapter: LoRARequest | None = None,
     ) -> list[vllm.RequestOutput]:
-        """Sample every prompt (token ids); outputs come in the order of the prompts.
+        """Sample every prompt (token ids), each with its own parameters or all with the same; outputs come in the order
+        of the prompts.
 
         Raises:
             NonFiniteError: a logit is not a number.
@@ -144,6 +153,14 @@ class SamplingEngine:
             if not torch.cuda.is_available():
                 _repack_experts(self.model)
         self.llm.reset_prefix_cache()
+
+    def decided_by_first(self, decide: Callable[[], T]) -> T:
+        """What the first of the processes that share this engine decides, on all of them; each calls this."""
+        group = parallel_state.get_tp_group()
+        decision = [decide() if group.rank_in_group == 0 else None]
+        if group.world_size > 1:
+            torch.distributed.broadcast_object_list(decision, src=group.ranks[0], group=group.cpu_group)
+        return decision[0]
 
     def parameter_dtypes(self) -> set[torch.dtype]:
         """The dtypes that the engine's floating-point weights really have."""
@@ -216,7 +233,6 @@ def _leave_memory_unbound() -> None:
 def _leave_the_process_group_to_the_learner() -> None:
     """vLLM's shutdown, which may come as late as a garbage collection, ends torch.distributed for the whole process;
     the learner is in the same group. Let it end its own groups only."""
-    from vllm.distributed import parallel_state
 
     def end_own_groups() -> None:
         if parallel_state._WORLD:

@@ -19,7 +19,7 @@ class Launch:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """which of its machine's processes, hence which GPU"""
+    """which of its machine's processes"""
     local_world_size: int = 1
     """processes on this machine"""
     master_addr: str = "127.0.0.1"
@@ -87,12 +87,33 @@ class Launch:
             master_port=_number(environ, "MASTER_PORT", default=port),
         )
 
-    def export(self) -> None:
-        """Tell Oat, vLLM and DeepSpeed, which read torchrun's variables."""
+    def device_index(self, visible: int) -> int:
+        """Which of the GPUs that this process sees is its own.
+
+        Args:
+            visible: how many there are. A launcher that shows each process its own alone (srun with --gpus-per-task or
+                --gpu-bind) shows it as number 0.
+
+        Raises:
+            UsageError: there are several, but fewer than processes.
+        """
+        require(
+            visible == 1 or self.local_rank < visible,
+            f"Process {self.local_rank} of {self.local_world_size} on this machine sees {visible} GPUs, and each needs "
+            "its own; start one process a GPU, and let each see all of them or its own alone.",
+        )
+        return 0 if visible == 1 else self.local_rank
+
+    def export(self, visible_gpus: int = 0) -> None:
+        """Tell Oat, vLLM and DeepSpeed, which read torchrun's variables, and take LOCAL_RANK for the GPU's number.
+
+        Raises:
+            UsageError: see `device_index`.
+        """
         os.environ |= {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.world_size),
-            "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_RANK": str(self.device_index(visible_gpus) if visible_gpus else self.local_rank),
             "LOCAL_WORLD_SIZE": str(self.local_world_size),
             "MASTER_ADDR": self.master_addr,
             "MASTER_PORT": str(self.master_port),

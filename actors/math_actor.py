@@ -1,6 +1,6 @@
 """The actor: samples with vLLM, grades with the task, hands over transitions with mu's log-probabilities."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from oat.types import TransitionData
 from vllm.lora.request import LoRARequest
 
 from actors.engine import SamplingEngine
-from actors.responses import Request, response_seed, sample_stream
+from actors.responses import Request, prompt_seed, response_seed, sample_stream
 from tasks.prompts import Prompt
 
 
@@ -48,9 +48,10 @@ class MathActor(PPOActor):
     """Oat's PPOActor on an engine in this process.
 
     Sampling, grading and the making of transitions (`step`) are Oat's. What is different: prompts are token ids, so
-    that no template meets a tokenizer twice; the engine is built in the dtype that was asked for; each step is seeded,
-    so that it is a function of (seed, step, weights) alone (Oat takes the engine's seed from the clock); and evaluation
-    samples as scripts/evaluate.py does.
+    that no template meets a tokenizer twice; the engine is built in the dtype that was asked for; every prompt of a
+    step has a seed of its own, so that what it is answered is a function of (seed, step, place in the step, weights),
+    up to the rounding of another batch (Oat takes the engine's seed from the clock); and evaluation samples as
+    scripts/evaluate.py does.
 
     Args:
         args: Oat's arguments.
@@ -70,10 +71,13 @@ class MathActor(PPOActor):
     ):
         super().__init__(ipc_server=None, vllm_args={}, args=args)
         self.engine, self.llm = engine, engine.llm
-        self.oracle, self.oracle_batch_size = TaskOracle(grade), args.oracle_batch_size
+        # The processes that share an engine must agree, also where a grader runs out of time in one of them.
+        one_grade = lambda *answers: engine.decided_by_first(lambda: grade(*answers))
+        self.oracle, self.oracle_batch_size = TaskOracle(one_grade), args.oracle_batch_size
         self.timeouts = timeouts
         self.ipc_client = PassThrough()
         self.adapter: LoRARequest | None = None
+        self.prompt_seeds: list[int] = []  # of the step that is being sampled
         stopping = {"stop": list(stop), "include_stop_str_in_output": True} if stop else {}
         self.sampling_params = vllm.SamplingParams(
             n=args.num_samples,
@@ -92,8 +96,12 @@ class MathActor(PPOActor):
         )
 
     def generate(self, prompts: list[list[int]], sampling_params: vllm.SamplingParams) -> list[vllm.RequestOutput]:
-        """Sample every prompt (token ids); outputs come in the order of the prompts."""
-        return self.engine.generate(prompts, sampling_params, self.adapter)
+        """Oat's way to the engine: sample every prompt (token ids) of a step; outputs come in their order."""
+        own = []
+        for seed in self.prompt_seeds:
+            own.append(sampling_params.clone())
+            own[-1].seed = seed
+        return self.engine.generate(prompts, own, self.adapter)
 
     def load_adapter(self, folder: str) -> None:
         """From now on sample with the adapter in a folder (peft's format), and forget the last one."""
@@ -104,14 +112,19 @@ class MathActor(PPOActor):
             engine.remove_lora(last.lora_int_id)
         engine.add_lora(self.adapter)  # read now: the folder need not stay
 
-    def sample(self, prompts: list[Prompt], seed: int) -> list[TransitionData]:
+    def sample(self, prompts: Sequence[Prompt], seed: int, places: Sequence[int]) -> list[TransitionData]:
         """Oat's `step`, seeded.
+
+        Args:
+            prompts: this engine's part of a step's.
+            seed: of the step.
+            places: of these prompts among all that the step samples, on whatever engine.
 
         Returns:
             One transition per response, the responses of a prompt next to each other; ``info``, one for all, holds
             Oat's ``actor/generate_time`` and ``actor/verify_time``, seconds, and ``reward/timeouts``, a count.
         """
-        torch.manual_seed(seed)
+        self.prompt_seeds = [prompt_seed(seed, place) for place in places]
         before = self.timeouts()
         transitions = self.step(
             [prompt.question for prompt in prompts],

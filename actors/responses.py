@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import vllm
 
 from actors.engine import SamplingEngine
@@ -47,6 +48,18 @@ def response_seed(seed: int, problem: str, sample: int) -> int:
     """
     digest = hashlib.sha256(f"{seed}/{problem}/{sample}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def prompt_seed(seed: int, place: int) -> int:
+    """The seed of a prompt that is sampled several times: a function of the two, from 0 to below 2^62.
+
+    vLLM gives the i-th response this seed plus i, so that seeds must lie far apart, and stay below 2^63.
+
+    Args:
+        seed: of the step.
+        place: of the prompt in it.
+    """
+    return int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0]) >> 2
 
 
 def sample_stream(

@@ -16,8 +16,9 @@ from datetime import timedelta
 import torch
 
 from actors import cpu_half
+from actors.devices import Gpu, gpus
 from actors.launch import Launch
-from tasks.errors import require
+from tasks.errors import UsageError, require
 
 
 def prepare(dtypes: set[torch.dtype], cpu_half_mode: str = "auto") -> cpu_half.Fp32Accumulate | None:
@@ -29,9 +30,14 @@ def prepare(dtypes: set[torch.dtype], cpu_half_mode: str = "auto") -> cpu_half.F
 
     Returns:
         The half-precision override of a CPU without native half products, or None.
+
+    Raises:
+        UsageError: there is a GPU, and this torch cannot use it.
     """
-    Launch.from_environment().export()
-    _set_environment()
+    refuse_a_gpu_out_of_reach(gpus())
+    Launch.from_environment().export(visible_gpus=torch.cuda.device_count())
+    _set_environment(dtypes)
+    _sum_in_fp32()
     _stand_in_for_absent_modules()
     if not torch.cuda.is_available():
         _stand_in_for_cuda()
@@ -43,6 +49,29 @@ def prepare(dtypes: set[torch.dtype], cpu_half_mode: str = "auto") -> cpu_half.F
 def device() -> torch.device:
     """This process's device: its own GPU, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def refuse_a_gpu_out_of_reach(present: tuple[Gpu, ...]) -> None:
+    """A driver that is too old for this torch would turn the run into one on the CPU, without a word.
+
+    Args:
+        present: the GPUs that the driver shows to this process.
+
+    Raises:
+        UsageError: there are some, and torch sees none.
+    """
+    if not present or torch.cuda.is_available():
+        return
+    try:
+        torch.cuda.init()
+        reason = "it sees none"
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+    raise UsageError(
+        f"This machine has {len(present)} x {present[0].name} with driver {present[0].driver}, which torch "
+        f"{torch.__version__} (CUDA {torch.version.cuda}) cannot use: {reason}. Install a newer driver; or set "
+        "CUDA_VISIBLE_DEVICES to nothing, to run on the CPU."
+    )
 
 
 def require_gpu_for(wanted: dict[str, bool]) -> None:
@@ -80,13 +109,25 @@ def leave_process_group() -> None:
     torch.distributed.destroy_process_group()
 
 
-def _set_environment() -> None:
+def _sum_in_fp32() -> None:
+    """Have a GPU sum the products of half operands in FP32.
+
+    By default cuBLAS may add up the parts of a sum in half: an error of the very kind that is studied here, and a way
+    to overflow.
+    """
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def _set_environment(dtypes: set[torch.dtype]) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine stays in this process, where its weights are
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # its threads are the learner's too
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # On a CPU nothing is worth compiling here, and vLLM would compile a helper of its sampler for 13 s.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    if torch.float32 in dtypes:  # for which vLLM has Triton's attention alone, whose products are TF32 by default
+        os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     # vLLM samples from logits that are not numbers without a word, and what comes out looks like a poor model.
     os.environ["VLLM_RAISE_ON_LOGIT_NANS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from learners.processes import from_first, gather
+from learners.processes import from_first, gather, place
 from learners.run_files import CHECKPOINTS, MANIFEST
 from tasks.errors import require
 
@@ -48,16 +48,12 @@ class Checkpoints:
 
     def newest_whole(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that is as it was written, and a sentence on each newer one that is not."""
-
-        def look() -> tuple[Path | None, list[str]]:
-            complaints = []
-            for path in self:
-                if (damage := _damage(path)) is None:
-                    return path, complaints
-                complaints.append(damage)
-            return None, complaints
-
-        return from_first(look() if _is_first() else None)
+        complaints = []
+        for path in from_first(list(self)):
+            if (damage := _damage(path)) is None:
+                return path, complaints
+            complaints.append(damage)
+        return None, complaints
 
     def write(self, name: str, write_files: Callable[[Path], list[Path]]) -> str | None:
         """Write a checkpoint.
@@ -126,21 +122,26 @@ def find_checkpoint(run: Path, resume: str) -> tuple[Path | None, list[str]]:
         return None, []
     if resume == "auto":
         return Checkpoints(run / CHECKPOINTS, keep=1).newest_whole()
-    damage = from_first(_damage(Path(resume)) if _is_first() else None)
+    damage = _damage(Path(resume))
     require(damage is None, f"{damage} Name another with --resume.")
     return Path(resume), []
 
 
 def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None; the processes look together, each at its share of the files."""
     try:
-        verify(checkpoint)
+        verify(checkpoint, *place())
+        own = None
     except DamagedError as error:
-        return str(error)
-    return None
+        own = str(error)
+    return next((damage for damage in gather(own) if damage is not None), None)
 
 
-def verify(checkpoint: Path) -> None:
+def verify(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
     """Compare a checkpoint with its manifest.
+
+    Args:
+        part: which of ``parts`` shares of its files; all shares together are all files, the largest spread evenly.
 
     Raises:
         DamagedError: a file is missing, of another size, or has another checksum.
@@ -148,9 +149,10 @@ def verify(checkpoint: Path) -> None:
     where = f"Checkpoint {checkpoint}"
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        by_size = sorted(files.items(), key=lambda file: -file[1]["bytes"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{where} is incomplete: {MANIFEST} cannot be read ({type(error).__name__}).") from error
-    for name, what in files.items():
+    for name, what in by_size[part::parts]:
         path = checkpoint / name
         if not path.is_file():
             raise DamagedError(f"{where} is incomplete: {name} is missing.")

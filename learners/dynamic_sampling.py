@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from oat.types import TransitionData
 
-    from tasks.prompts import Prompt
+Drawn = TypeVar("Drawn")
 
 # Of Oat's statistics of a call, those that do not add up over calls.
 NOT_ADDITIVE = ("actor/rewards", "actor/response_tok_len", "actor/sampling_max_tokens", "actor/sampling_temperature")
@@ -23,9 +23,9 @@ NOT_ADDITIVE = ("actor/rewards", "actor/response_tok_len", "actor/sampling_max_t
 
 @dataclass
 class Collected:
-    """The prompts of a step, with their responses and what it took to find them."""
+    """The prompts of a step, as they were drawn, with their responses and what it took to find them."""
 
-    prompts: list[Prompt]
+    prompts: list[Drawn]
     transitions: list[TransitionData]
     """the responses of a prompt next to each other; ``info`` adds up over all that was sampled"""
     rounds: int
@@ -51,8 +51,8 @@ def has_mixed_rewards(group: Sequence[TransitionData]) -> bool:
 
 
 def collect_mixed(
-    draw: Callable[[int], list[Prompt]],
-    sample: Callable[[list[Prompt], int], list[TransitionData]],
+    draw: Callable[[int], list[Drawn]],
+    sample: Callable[[list[Drawn]], list[TransitionData]],
     wanted: int,
     group_size: int,
     max_rounds: int,
@@ -66,8 +66,8 @@ def collect_mixed(
     gradient, and a step keeps its number of updates and each update its size.
 
     Args:
-        draw: the next so many prompts.
-        sample: (prompts, round from 0) -> transitions, ``group_size`` a prompt.
+        draw: the next so many prompts, in whatever form ``sample`` takes them.
+        sample: what was drawn -> transitions, ``group_size`` a prompt.
         wanted: prompts in the batch of this process.
         group_size: responses of a prompt.
         max_rounds: at least 1.
@@ -77,7 +77,7 @@ def collect_mixed(
     rounds, count = 0, wanted
     while rounds < max_rounds and count > 0:
         prompts = draw(count)
-        transitions = sample(prompts, rounds)
+        transitions = sample(prompts)
         infos.append(transitions[0].info)
         for i, prompt in enumerate(prompts):
             group = transitions[i * group_size : (i + 1) * group_size]

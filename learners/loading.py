@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from learners.lora import add_adapters
 from learners.precision import NAMES, Precision
+from learners.processes import gather, shard
 from learners.routers import route_in_fp32
 from tasks.errors import NonFiniteError
 
@@ -36,13 +37,22 @@ def load_model(config: Config, precision: Precision) -> torch.nn.Module:
     model.config.use_cache = False
     if config.model.router_fp32:
         route_in_fp32(model)
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+    own = (name for name, parameter in model.named_parameters() if not torch.isfinite(_held(parameter)).all())
+    for name in gather(next(own, None)):  # with ZeRO-3 each process sees its part alone
+        if name is not None:
             raise NonFiniteError(
                 f"The weight {name} of {config.model.model} is not finite in {NAMES[precision.train]}: it exceeds the "
                 "range of that dtype; use --dtype bf16 or fp32 for this model."
             )
     return model
+
+
+def _held(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """What this process holds of a parameter."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter
+    own = shard(parameter)
+    return parameter.ds_tensor[: own.stop - own.start]
 
 
 def with_adapters(model: torch.nn.Module, config: Config) -> PeftModel | None:

@@ -41,8 +41,24 @@ class Processes:
         return self.rank % self.tensor_parallel == 0
 
 
+def shard(parameter: torch.nn.Parameter) -> slice:
+    """ZeRO-3: which of a parameter's elements, counted through its flat form, this process holds.
+
+    The parameter's ``ds_tensor`` begins with them; it is equally long everywhere, and nothing sets what the last
+    processes have left of it.
+    """
+    size, whole = parameter.ds_tensor.ds_numel, parameter.ds_numel
+    start = min(size * dist.get_rank(), whole)
+    return slice(start, min(start + size, whole))
+
+
 def several() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def place() -> tuple[int, int]:
+    """(rank, how many), of the processes that have met."""
+    return (dist.get_rank(), dist.get_world_size()) if several() else (0, 1)
 
 
 def across_processes(values: torch.Tensor, how: str) -> torch.Tensor:

@@ -4,13 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from oat.types import TransitionData
+
+
+class Packed(NamedTuple):
+    """N responses as they pass between processes: no padding, ids in 32 bits."""
+
+    ids: Tensor
+    """int32, each response's prompt and tokens, one response after the other"""
+    prompt_lengths: Tensor
+    """(N,) int64"""
+    response_lengths: Tensor
+    """(N,) int64"""
+    mu_logp: Tensor
+    """FP32, of the response tokens alone, what the sampler reported"""
+    rewards: Tensor
+    """(N,) FP32"""
+    kept: Tensor
+    """(N,) bool"""
+
+    @classmethod
+    def of(cls, transitions: Sequence[TransitionData]) -> Packed:
+        """Take from Oat's transitions what is learned from; there may be none."""
+        ids = chain.from_iterable(chain(t.prompt_ids, t.response_ids) for t in transitions)
+        mu_logp = chain.from_iterable(t.response_logprobs for t in transitions)
+        return cls(
+            ids=torch.from_numpy(np.fromiter(ids, np.int32)),
+            prompt_lengths=torch.tensor([len(t.prompt_ids) for t in transitions], dtype=torch.long),
+            response_lengths=torch.tensor([len(t.response_ids) for t in transitions], dtype=torch.long),
+            mu_logp=torch.from_numpy(np.fromiter(mu_logp, np.float32)),
+            rewards=torch.tensor([sum(t.rewards) for t in transitions], dtype=torch.float32),
+            kept=torch.tensor([bool(t.loss_mask) for t in transitions], dtype=torch.bool),
+        )
 
 
 @dataclass
@@ -22,9 +55,9 @@ class RolloutBatch:
     """
 
     input_ids: Tensor
-    """(B, L) int64"""
-    attention_mask: Tensor
-    """(B, L) int64, 1 on tokens"""
+    """(B, L) int32; the padding token is 0, and never read"""
+    lengths: Tensor
+    """(B,) int64, tokens of each response with its prompt"""
     response_mask: Tensor
     """(B, L - 1) bool"""
     mu_logp: Tensor
@@ -41,47 +74,28 @@ class RolloutBatch:
     """(B, L - 1) FP32, the reference model's"""
 
     @classmethod
-    def from_transitions(cls, transitions: Sequence[TransitionData]) -> RolloutBatch:
-        """Pad and stack, on the CPU; the padding token is 0, and never read."""
-        rows = [list(t.prompt_ids) + list(t.response_ids) for t in transitions]
-        size, length = len(rows), max(map(len, rows))
-        input_ids = torch.zeros(size, length, dtype=torch.long)
-        attention_mask = torch.zeros(size, length, dtype=torch.long)
-        response_mask = torch.zeros(size, length - 1, dtype=torch.bool)
-        mu_logp = torch.zeros(size, length - 1, dtype=torch.float32)
-        for i, (row, t) in enumerate(zip(rows, transitions, strict=True)):
-            response = slice(len(t.prompt_ids) - 1, len(row) - 1)
-            input_ids[i, : len(row)] = torch.tensor(row)
-            attention_mask[i, : len(row)] = 1
-            response_mask[i, response] = True
-            mu_logp[i, response] = torch.tensor(t.response_logprobs, dtype=torch.float32)
+    def unpack(cls, parts: Sequence[Packed]) -> RolloutBatch:
+        """One batch of the responses of several processes, in their order; on the CPU, padded to the longest."""
+        packed = Packed(*map(torch.cat, zip(*parts, strict=True)))
+        lengths = packed.prompt_lengths + packed.response_lengths
+        places = torch.arange(int(lengths.max()))
+        tokens = places < lengths[:, None]
+        response_mask = tokens[:, 1:] & (places[1:] >= packed.prompt_lengths[:, None])
         return cls(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
+            input_ids=torch.zeros(tokens.shape, dtype=torch.int32).masked_scatter_(tokens, packed.ids),
+            lengths=lengths,
             response_mask=response_mask,
-            mu_logp=mu_logp,
-            rewards=torch.tensor([sum(t.rewards) for t in transitions], dtype=torch.float32),
-            kept=torch.tensor([bool(t.loss_mask) for t in transitions]),
+            mu_logp=torch.zeros(response_mask.shape).masked_scatter_(response_mask, packed.mu_logp),
+            rewards=packed.rewards,
+            kept=packed.kept,
         )
 
     @classmethod
-    def concatenate(cls, parts: Sequence[RolloutBatch]) -> RolloutBatch:
-        """One batch of several, padded to the longest."""
-        width = max(part.input_ids.shape[1] for part in parts)
-        return cls(
-            **{
-                name: torch.cat([_widen(part.tensors()[name], width - part.input_ids.shape[1]) for part in parts])
-                for name in parts[0].tensors()
-            }
-        )
+    def from_transitions(cls, transitions: Sequence[TransitionData]) -> RolloutBatch:
+        return cls.unpack([Packed.of(transitions)])
 
     def __len__(self) -> int:
         return len(self.input_ids)
-
-    @property
-    def lengths(self) -> Tensor:
-        """(B,) tokens of each response with its prompt."""
-        return self.attention_mask.sum(1)
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, those that are there."""
@@ -99,7 +113,3 @@ class RolloutBatch:
 
     def to(self, device: torch.device) -> RolloutBatch:
         return RolloutBatch(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
-
-
-def _widen(tensor: Tensor, by: int) -> Tensor:
-    return tensor if tensor.dim() == 1 else torch.nn.functional.pad(tensor, (0, by))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from oat.types import TransitionData
 
 from actors.math_actor import MathActor
 from learners.advantages import ADVANTAGES, overlong_punishment
 from learners.config import Config
 from learners.dynamic_sampling import Collected, collect_mixed
 from learners.processes import Processes, across_processes, gather
-from learners.rollout import RolloutBatch
+from learners.rollout import Packed, RolloutBatch
 from learners.run_log import RunLog
 from learners.step import Step
 from tasks.prompts import Prompt, PromptStream
@@ -43,13 +44,14 @@ class Rollouts:
         measured = {}
         if options.dynamic_sampling:
             collected = self._collect_mixed(number, actor)
-            prompts, transitions, measured = collected.prompts, collected.transitions, collected.metrics()
+            prompts = [prompt for prompt, _ in collected.prompts]
+            transitions, measured = collected.transitions, collected.metrics()
         else:
             prompts = self.processes.prompts_of_engine(self.stream.batch(number))
-            transitions = actor.sample(prompts, seed=self._seed(number))
+            places = self.processes.prompts_of_engine(range(options.rollout_batch_size))
+            transitions = actor.sample(prompts, step_seed(self.config.training.seed, number), places)
         self.log.samples(number, prompts, transitions, options.num_samples)
-        parts = gather(RolloutBatch.from_transitions(self.processes.share_of_engine(transitions)))
-        batch = RolloutBatch.concatenate(parts)
+        batch = RolloutBatch.unpack(gather(Packed.of(self.processes.share_of_engine(transitions))))
         punishment = overlong_punishment(
             batch.response_mask.sum(1), options.generate_max_length, options.overlong_buffer
         )
@@ -73,21 +75,24 @@ class Rollouts:
             "reward/timeouts": across_processes(timeouts, "sum").item(),
         }
 
-    def _seed(self, number: int, turn: int = 0) -> int:
-        return step_seed(self.config.training.seed, number, self.processes.engine, turn)
-
     def _collect_mixed(self, number: int, actor: MathActor) -> Collected:
         """Dynamic sampling: goes on in the prompts where the last step stopped (`prompts_drawn`)."""
-        options, engines = self.config.sampling, self.processes.engines
+        options, engines, seed = self.config.sampling, self.processes.engines, self.config.training.seed
 
-        def draw(count: int) -> list[Prompt]:
-            prompts = self.stream.take(self.prompts_drawn, count * engines)
-            self.prompts_drawn += count * engines
-            return self.processes.prompts_of_engine(prompts)
+        def draw(count: int) -> list[tuple[Prompt, int]]:
+            """Prompts, each with its place among all that were ever drawn."""
+            first, total = self.prompts_drawn, count * engines
+            self.prompts_drawn += total
+            drawn = list(zip(self.stream.take(first, total), range(first, first + total), strict=True))
+            return self.processes.prompts_of_engine(drawn)
+
+        def sample(drawn: list[tuple[Prompt, int]]) -> list[TransitionData]:
+            prompts, places = zip(*drawn, strict=True)
+            return actor.sample(prompts, step_seed(seed, number), places)
 
         collected = collect_mixed(
             draw,
-            lambda prompts, turn: actor.sample(prompts, seed=self._seed(number, turn)),
+            sample,
             wanted=options.rollout_batch_size // engines,
             group_size=options.num_samples,
             max_rounds=options.max_sampling_rounds,

@@ -5,7 +5,6 @@ from datetime import timedelta
 
 import deepspeed
 import torch
-from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from oat.algorithms.ppo import PPOArgs
 from oat.model import LLM
 from oat.utils.deepspeed import DeepspeedStrategy, get_optimizer_grouped_parameters
@@ -32,8 +31,9 @@ class PrecisionStrategy(DeepspeedStrategy):
 
     DeepSpeed's dtype sections come from `Precision` (Oat leaves gradient accumulation to the model's dtype and loss
     scaling to DeepSpeed's defaults). The caller owns the accumulation boundary: `backward` any number of times, then
-    `optimizer_step` once, so that an update can be cut into micro-batches of any size. On a CPU the optimiser is
-    torch's AdamW, which needs no compiler.
+    `optimizer_step` once, so that an update can be cut into micro-batches of any size. The optimiser is torch's fused
+    AdamW on every device, the host's memory included: DeepSpeed's own are compiled at first use, with a compiler, ninja
+    and a CUDA toolkit that many machines lack.
     """
 
     def __init__(self, args: PPOArgs, precision: Precision, offload: str = "none"):
@@ -56,17 +56,15 @@ class PrecisionStrategy(DeepspeedStrategy):
         super().setup_distributed(timeout)  # finds the group, and keeps its size
 
     def create_optimizer(self, model: LLM, **kwargs) -> torch.optim.Optimizer:
-        """AdamW over the model's parameters, norms and biases without weight decay.
+        """Fused AdamW over the model's parameters, norms and biases without weight decay.
 
         Args:
             model: Oat's wrapper.
-            kwargs: ``lr``, ``betas``, ``weight_decay``.
+            kwargs: ``lr``, ``betas``, ``eps``, ``weight_decay``.
         """
         groups = get_optimizer_grouped_parameters(model.model, kwargs["weight_decay"])
         groups = [group for group in groups if group["params"]]
-        if self.adam_offload:
-            return DeepSpeedCPUAdam(groups, **kwargs)
-        return (FusedAdam if torch.cuda.is_available() else torch.optim.AdamW)(groups, **kwargs)
+        return torch.optim.AdamW(groups, fused=True, **kwargs)
 
     def get_ds_train_config(self, is_wrapped: bool) -> dict:
         """DeepSpeed's configuration for the policy."""
@@ -75,7 +73,7 @@ class PrecisionStrategy(DeepspeedStrategy):
         # DeepSpeed's own batch arithmetic is left out of it: one micro-batch of one, and boundaries set by hand.
         config |= {"managed_gradient_accumulation": False, "gradient_accumulation_steps": 1}
         config |= {"train_micro_batch_size_per_gpu": 1, "train_batch_size": self.world_size}
-        config |= {"steps_per_print": None, "zero_allow_untested_optimizer": True}
+        config |= {"steps_per_print": None, "zero_force_ds_cpu_optimizer": False}
         return config
 
     def backward(self, loss: torch.Tensor, model: LLM, optimizer, **kwargs) -> None:

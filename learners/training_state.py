@@ -2,7 +2,8 @@
 
 Weights are kept as FP32 masters and AdamW's moments, whole and by parameter name, whatever ZeRO stage and number of
 processes cut them up in memory; so a run may go on with another number or stage. They are gathered and written one
-parameter at a time, each process writing every so-manieth, so that no process ever holds the whole.
+parameter at a time, each process writing every so-manieth, so that no process ever holds the whole. They are written
+flat, so that each process reads no more of them than it will hold; what is computed with is cast from that.
 
 Files: state.json (counters, loss scaler, scheduler, the log's own state), weights-<rank>.safetensors, rng-<rank>.json,
 and, for a run that was stopped within a step, rollout.safetensors with the responses it was learning from.
@@ -16,21 +17,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import deepspeed
 import numpy as np
 import torch
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
+    safe_get_local_fp32_param,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from actors import runtime
+from learners.processes import shard
 from learners.rollout import RolloutBatch
 from learners.step import Step
 from tasks.errors import UsageError, require
@@ -38,7 +38,7 @@ from tasks.errors import UsageError, require
 if TYPE_CHECKING:
     from learners.policy_learner import PolicyLearner
 
-FORMAT = 1
+FORMAT = 2
 STATE, ROLLOUT = "state.json", "rollout.safetensors"
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -66,7 +66,7 @@ def write(learner: PolicyLearner, folder: Path) -> list[Path]:
 
 
 def own_tensors(learner: PolicyLearner) -> dict[str, torch.Tensor]:
-    """The masters and moments that this process writes, as FP32 CPU tensors by ``<kind>/<parameter name>``."""
+    """The masters and moments that this process writes, as flat FP32 CPU tensors by ``<kind>/<parameter name>``."""
     processes, own = learner.processes, {}
     link_moments(learner)
     for i, (name, parameter) in enumerate(trained_parameters(learner)):
@@ -76,18 +76,18 @@ def own_tensors(learner: PolicyLearner) -> dict[str, torch.Tensor]:
             else:
                 whole = safe_get_full_optimizer_state(parameter, kind)
             if i % processes.world_size == processes.rank:
-                own[f"{kind}/{name}"] = whole.detach().to("cpu", torch.float32, copy=True).contiguous()
+                own[f"{kind}/{name}"] = whole.detach().to("cpu", torch.float32, copy=True).flatten()
     return own
 
 
 def make_moments(learner: PolicyLearner) -> None:
     """Have AdamW make its moments, which it does at its first update only: an update that changes nothing."""
     ids = torch.ones(1, 2, dtype=torch.long, device=runtime.device())
-    kept = torch.ones(1, 1, dtype=torch.bool, device=runtime.device())
+    chosen = torch.ones(1, 1, dtype=torch.bool, device=runtime.device())
     for group in learner.optimizer.param_groups:
         group["lr"] = 0.0
     learner.engine.train()
-    nothing = learner.model(ids, torch.ones_like(ids), logits_to_keep=kept).sum() * 0.0
+    nothing = learner.engine(ids, ids.sum(1), chosen).sum() * 0.0
     learner.strategy.backward(nothing, learner.model, learner.optimizer)
     learner.strategy.optimizer_step(learner.optimizer, learner.model, learner.scheduler)
 
@@ -162,8 +162,9 @@ def read(learner: PolicyLearner, folder: Path) -> None:
         link_moments(learner)
     read_weights(learner, folder, kinds(state["adam_steps"]))
     set_adam_steps(learner, state["adam_steps"])
-    for name, value in state["loss_scaler"].items():
-        setattr(learner.optimizer.loss_scaler, name, value)
+    if (scaler := getattr(learner.optimizer, "loss_scaler", None)) is not None:  # BF16 under ZeRO 1 has none
+        for name, value in state["loss_scaler"].items():
+            setattr(scaler, name, value)
     learner.scheduler.load_state_dict(state["scheduler"])
     for group, rate in zip(learner.optimizer.param_groups, learner.scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
@@ -193,31 +194,63 @@ def refuse_another_model(written: dict, present: dict, folder: Path) -> None:
 
 
 def read_weights(learner: PolicyLearner, folder: Path, wanted: tuple[str, ...]) -> None:
-    """Set masters, moments and the weights that are computed with, one parameter at a time."""
+    """Set this process's part of masters and moments, reading nothing else, and what all processes compute with."""
     where = {}
-    for file in sorted(folder.glob("weights-*.safetensors")):
-        opened = safe_open(file, "pt")
-        where |= dict.fromkeys(opened.keys(), opened)
+    for file in folder.glob("weights-*.safetensors"):
+        where |= {name: (file, offset) for name, offset in offsets(file).items()}
     for name, parameter in trained_parameters(learner):
+        part = held_part(parameter)
         for kind in wanted:
-            set_whole(parameter, kind, where[f"{kind}/{name}"].get_tensor(f"{kind}/{name}"))
-        master = where[f"{MASTER}/{name}"].get_tensor(f"{MASTER}/{name}")
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id")):
-            parameter.data.copy_(master)
+            if part.start < part.stop:
+                file, offset = where[f"{kind}/{name}"]
+                values = np.fromfile(file, np.float32, part.stop - part.start, offset=offset + 4 * part.start)
+                set_part(parameter, kind, torch.from_numpy(values))
+    compute_with_masters(learner)
 
 
-def set_whole(parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:
-    """Set this process's part of a master weight or a moment, from the whole of it."""
-    sharded = hasattr(parameter, "ds_id")
-    if sharded:  # DeepSpeed's own cut of a whole tensor runs past its end where the number of processes does not divide
-        size, rank = parameter.ds_tensor.ds_numel, torch.distributed.get_rank()
-        flat = value.flatten()
-        padded = torch.nn.functional.pad(flat, (0, size * torch.distributed.get_world_size() - len(flat)))
-        value = padded[rank * size : (rank + 1) * size]
+def offsets(file: Path) -> dict[str, int]:
+    """Where in a safetensors file each tensor's bytes begin.
+
+    Slices are read with that, as safetensors' own map the file into memory, and the kernel then reads around them: half
+    of each tensor cost the whole of a file.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    return {name: 8 + length + what["data_offsets"][0] for name, what in header.items() if name != "__metadata__"}
+
+
+def held_part(parameter: torch.nn.Parameter) -> slice:
+    """Which of the parameter's elements, counted through its flat form, this process holds master and moments of."""
+    if hasattr(parameter, "ds_id"):
+        return shard(parameter)
+    if parameter._hp_mapping is None:  # ZeRO 1 and 2 cut up all parameters laid end to end; others hold this one
+        return slice(0, 0)
+    address = parameter._hp_mapping.lp_fragment_address
+    return slice(address.start, address.start + address.numel)
+
+
+def set_part(parameter: torch.nn.Parameter, kind: str, values: torch.Tensor) -> None:
+    """Set the elements of a master weight or a moment that `held_part` names."""
+    if not hasattr(parameter, "ds_id"):
+        parameter._hp_mapping.get_hp_fragment(None if kind == MASTER else kind).data.copy_(values)
+        return
+    values = torch.nn.functional.pad(values, (0, parameter.ds_tensor.ds_numel - len(values)))
     if kind == MASTER:
-        (safe_set_local_fp32_param if sharded else safe_set_full_fp32_param)(parameter, value)
+        safe_set_local_fp32_param(parameter, values)
     else:
-        (safe_set_local_optimizer_state if sharded else safe_set_full_optimizer_state)(parameter, value, kind)
+        safe_set_local_optimizer_state(parameter, values, kind)
+
+
+def compute_with_masters(learner: PolicyLearner) -> None:
+    """Cast the masters, each process those that it holds, to the weights of the forward pass, as an update does."""
+    if hasattr(learner.optimizer, "update_lp_params"):  # ZeRO 1 and 2: every process gets all of them
+        learner.optimizer.update_lp_params()
+        return
+    for _, parameter in trained_parameters(learner):
+        parameter.ds_tensor.data.copy_(safe_get_local_fp32_param(parameter))
+        if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # whole and of the past: it is gathered again when used
+            parameter.partition()
 
 
 def set_random_state(state: dict) -> None:

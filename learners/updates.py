@@ -68,7 +68,7 @@ class Updater:
             measure(step.tally, batch.old_logp, batch.mu_logp, batch.response_mask)
             step.at_rollout_weights = False  # measured, so the first update need not
         if self.reference is not None:
-            batch.reference_logp = self._without_gradient(batch, self._reference_log_probs)
+            batch.reference_logp = self._without_gradient(batch, lambda part: self._log_probs_of(self.reference, part))
 
     def update(self, step: Step, batch: RolloutBatch) -> StepReport:
         """One optimiser update on the given responses, of which this process takes its share.
@@ -110,15 +110,13 @@ class Updater:
         Raises:
             NonFiniteError: one is not finite.
         """
-        kept = self.model(batch.input_ids, batch.attention_mask, logits_to_keep=batch.response_mask)
-        logp = torch.zeros_like(batch.mu_logp).masked_scatter(batch.response_mask, kept)
+        logp = self._log_probs_of(self.model.model, batch)
         self._require_finite(logp, batch, "log-probability")
         return logp
 
-    def _reference_log_probs(self, batch: RolloutBatch) -> torch.Tensor:
-        positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
-        kept = self.reference(batch.input_ids, batch.attention_mask, positions, batch.response_mask)
-        return torch.zeros_like(batch.mu_logp).masked_scatter(batch.response_mask, kept)
+    def _log_probs_of(self, model, batch: RolloutBatch) -> torch.Tensor:
+        chosen = model(batch.input_ids, batch.lengths, batch.response_mask)
+        return torch.zeros_like(batch.mu_logp).masked_scatter(batch.response_mask, chosen)
 
     def _token_losses(self, logp: torch.Tensor, batch: RolloutBatch, tally: Tally) -> torch.Tensor:
         """(B, L - 1): the objective's loss, with what is added to it; its statistics go to the tally."""

@@ -45,7 +45,7 @@ def training_flops(model, batch) -> float:
     """
     config = model.config
     layers = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n and p.dim() == 2)
-    lengths = batch.attention_mask.sum(1).double()
+    lengths = batch.lengths.double()
     head = 6 * config.vocab_size * config.hidden_size * float(batch.response_mask.sum())
     attention = 6 * config.num_hidden_layers * config.hidden_size * float((lengths**2).sum())
     return 6 * layers * float(lengths.sum()) + head + attention
@@ -68,7 +68,6 @@ def reference_gflops() -> float:
 
 def run_ours(spec: dict) -> dict:
     """Time steps of this project: the whole of each, its parts, and raw vLLM on the same prompts."""
-    import torch
 
     import train
     from learners.config import parse
@@ -76,7 +75,6 @@ def run_ours(spec: dict) -> dict:
     config = parse(spec["arguments"])
     task, prompts, eval_prompts = train.load_task(config)
     train.prepare(config)
-    from learners.rollouts import step_seed
     from learners.run_log import NoLog
 
     learner = train.build(config, task, prompts, eval_prompts, NoLog(Path(tempfile.gettempdir())))
@@ -86,8 +84,7 @@ def run_ours(spec: dict) -> dict:
         sampled = learner.collect(step)
         times = dict(sampled.times)
         collected = time.perf_counter()
-        if spec.get("raw"):  # what actor.step adds to it, on the same prompts and with the same seed
-            torch.manual_seed(step_seed(config.training.seed, step))
+        if spec.get("raw"):  # what actor.step adds to it, on the same prompts and with the same seeds
             raw_started = time.perf_counter()
             learner.actor.generate(
                 [p.token_ids for p in learner.rollouts.stream.batch(step)], learner.actor.sampling_params
@@ -101,7 +98,7 @@ def run_ours(spec: dict) -> dict:
         batch = sampled.batch
         passes = 4 / 3 if learner.updater.objective.needs_pi_old else 1
         times["gflops"] = passes * training_flops(learner.causal_lm, batch) / times["learn"] / 1e9
-        times["tokens"] = int(batch.attention_mask.sum())
+        times["tokens"] = int(batch.lengths.sum())
         rows.append(times)
     result = {key: median(row[key] for row in rows[1:]) for key in rows[0]}
     if spec.get("pairs"):

@@ -45,7 +45,7 @@ def reach(start, master, dtype) -> tuple[int, float, float]:
 
 
 def masters(checkpoint: Path):
-    """(name, FP32 tensor) of every master weight in a checkpoint."""
+    """(name, flat FP32 tensor) of every master weight in a checkpoint."""
     from safetensors import safe_open
 
     for file in sorted(checkpoint.glob("weights-*.safetensors")):
@@ -79,7 +79,7 @@ def table_of(run: Path):
         moved, along, length, size = 0, 0.0, 0.0, 0
         for name, master in masters(checkpoint):
             require(name in start, f"{checkpoint} holds {name}, which is no weight of {model}; adapters will not do.")
-            parts = reach(start[name].detach(), master, TORCH_DTYPES[dtype])
+            parts = reach(start[name].detach().flatten(), master, TORCH_DTYPES[dtype])
             moved, along, length, size = moved + parts[0], along + parts[1], length + parts[2], size + master.numel()
         yield (
             run.name,

@@ -65,6 +65,30 @@ def test_damage_is_recognised_named_and_passed_over(tmp_path, kind):
         find_checkpoint(tmp_path, str(newest))
 
 
+def test_several_processes_share_the_files_and_miss_none(tmp_path):
+    def write(folder):
+        paths = [folder / f"{i}.bin" for i in range(7)]
+        for i, path in enumerate(paths):
+            path.write_text("x" * 10**i)
+        return paths
+
+    Checkpoints(tmp_path, keep=1).write(name_of(1), write)
+    checkpoint = tmp_path / "step-000001"
+    for i in range(7):
+        file = checkpoint / f"{i}.bin"
+        content = file.read_text()
+        file.write_text("y" + content[1:])
+        found = []
+        for part in range(3):
+            try:
+                verify(checkpoint, part, parts=3)
+            except DamagedError as error:
+                found.append((part, str(error)))
+        assert len(found) == 1 and f"{i}.bin is not what was written" in found[0][1]
+        assert found[0][0] == (6 - i) % 3, "the largest files go to different processes"
+        file.write_text(content)
+
+
 def test_a_kill_while_writing_leaves_the_older_ones_and_no_new_one(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     checkpoints.write(name_of(1), some_files("one"))

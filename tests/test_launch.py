@@ -64,6 +64,29 @@ def test_what_cannot_be_is_refused(environment, sentence):
         Launch.from_environment(environment)
 
 
+@pytest.mark.parametrize(
+    ("local_rank", "visible", "index"), [(0, 1, 0), (0, 8, 0), (7, 8, 7), (1, 1, 0), (7, 1, 0), (2, 4, 2)]
+)
+def test_each_process_has_a_gpu_of_its_own(local_rank, visible, index, monkeypatch):
+    launch = Launch(rank=8 + local_rank, world_size=16, local_rank=local_rank, local_world_size=8)
+    assert launch.device_index(visible) == index
+    monkeypatch.setattr("os.environ", exported := {})
+    launch.export(visible)
+    assert (exported["LOCAL_RANK"], exported["RANK"], exported["LOCAL_WORLD_SIZE"]) == (
+        str(index),
+        str(launch.rank),
+        "8",
+    )
+    monkeypatch.setattr("os.environ", exported := {})
+    launch.export(visible_gpus=0)
+    assert exported["LOCAL_RANK"] == str(local_rank), "on CPUs it is what it was"
+
+
+def test_fewer_gpus_than_processes_are_refused():
+    with pytest.raises(UsageError, match="Process 4 of 8 on this machine sees 4 GPUs"):
+        Launch(rank=4, world_size=8, local_rank=4, local_world_size=8).export(visible_gpus=4)
+
+
 def test_every_prompt_is_sampled_by_one_engine_and_every_response_kept_by_one_process():
     prompts = list(range(24))
     for world_size, tensor_parallel in ((1, 1), (4, 1), (4, 2), (6, 3), (8, 8)):

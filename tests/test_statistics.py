@@ -1,6 +1,7 @@
 """Mismatch, tally and the rollout tensors."""
 
 import math
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.mismatch import derive, measure
-from learners.rollout import RolloutBatch
+from learners.rollout import Packed, RolloutBatch
 from learners.tally import Tally
 from tests.test_objectives import ToyPolicies
 
@@ -159,7 +160,7 @@ def test_rollout_batch_places_everything_where_it_belongs():
     ]
     made = RolloutBatch.from_transitions(rows)
     assert made.input_ids.tolist() == [[5, 6, 7, 8, 9], [4, 3, 0, 0, 0]]
-    assert made.attention_mask.tolist() == [[1] * 5, [1, 1, 0, 0, 0]]
+    assert made.lengths.tolist() == [5, 2]
     assert made.response_mask.int().tolist() == [[0, 1, 1, 1], [1, 0, 0, 0]]
     assert made.mu_logp.tolist() == [pytest.approx([0, -0.1, -0.2, -0.3]), pytest.approx([-2.0, 0, 0, 0])]
     assert made.rewards.tolist() == [1.0, 0.5]
@@ -169,18 +170,49 @@ def test_rollout_batch_places_everything_where_it_belongs():
     assert alone.response_mask.tolist() == [[True]]
 
 
-def test_batches_are_put_together_in_order_padded_to_the_longest():
-    def one(response: list[int]):
-        row = SimpleNamespace(
-            prompt_ids=[1],
-            response_ids=response,
-            response_logprobs=[-1.0] * len(response),
-            rewards=[1.0],
-            loss_mask=True,
-        )
-        return RolloutBatch.from_transitions([row])
+TRANSITION = st.builds(
+    lambda prompt, response, reward, kept: SimpleNamespace(
+        prompt_ids=prompt,
+        response_ids=[token for token, _ in response],
+        response_logprobs=[logp for _, logp in response],
+        rewards=[0.0] * (len(response) - 1) + [reward],
+        loss_mask=kept,
+    ),
+    st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5),
+    st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-20, 0, width=32)), min_size=1, max_size=7),
+    st.floats(-1, 1, width=32),
+    st.booleans(),
+)
 
-    made = RolloutBatch.concatenate([one([2]), one([3, 4, 5])])
-    assert made.input_ids.tolist() == [[1, 2, 0, 0], [1, 3, 4, 5]]
-    assert made.response_mask.int().tolist() == [[1, 0, 0], [1, 1, 1]]
-    assert made.lengths.tolist() == [2, 4]
+
+@settings(max_examples=100, deadline=None)
+@given(parts=st.lists(st.lists(TRANSITION, max_size=4), min_size=1, max_size=4).filter(any), data=st.data())
+def test_what_the_processes_sampled_becomes_one_batch_in_their_order(parts, data):
+    """Packed on each process, gathered (what is gathered passes as a pickle), unpacked: no token, log mu or reward is
+    lost, moved or rounded, and no part of the batch is."""
+    packed = [pickle.loads(pickle.dumps(Packed.of(own))) for own in parts]
+    batch = RolloutBatch.unpack(packed)
+    rows = [transition for own in parts for transition in own]
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=6))
+    indices = torch.tensor(chosen)
+    for made, expected in ((batch, rows), (batch.select(indices), [rows[i] for i in chosen])):
+        width = max(len(t.prompt_ids) + len(t.response_ids) for t in expected)
+        assert made.input_ids.shape == (len(expected), width)
+        assert made.input_ids.dtype == torch.int32
+        for i, t in enumerate(expected):
+            prompt, response = len(t.prompt_ids), len(t.response_ids)
+            padding = [0] * (width - prompt - response)
+            assert made.input_ids[i].tolist() == t.prompt_ids + t.response_ids + padding
+            assert made.lengths[i] == prompt + response
+            assert made.response_mask[i].tolist() == [False] * (prompt - 1) + [True] * response + [False] * len(padding)
+            assert made.mu_logp[i].tolist() == [0] * (prompt - 1) + t.response_logprobs + padding
+            assert (made.rewards[i], made.kept[i]) == (t.rewards[-1], t.loss_mask)
+
+
+def test_what_travels_is_eight_bytes_a_response_token_and_no_padding():
+    def row(response: int):
+        numbers = {"prompt_ids": [1] * 10, "response_ids": [2] * response, "response_logprobs": [-1.0] * response}
+        return SimpleNamespace(**numbers, rewards=[1.0], loss_mask=True)
+
+    packed = pickle.dumps(Packed.of([row(20_000)] + [row(10)] * 100))
+    assert len(packed) < 8 * (20_000 + 100 * 10) + 4 * 101 * 10 + 101 * 21 + 3000

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import vllm
 
 from actors.engine import SamplingEngine
+from actors.responses import prompt_seed
 from learners.config import Config
 from scripts.analysis.responses import Chunks, Response
 from scripts.analysis.scoring import free_memory, progress_bar
@@ -54,7 +54,7 @@ def sampling_engine(config: Config, dtype: torch.dtype, max_num_seqs: int, enfor
 
 
 def sample(config: Config, dtype: torch.dtype, plan: SamplingPlan, chunks: Chunks, max_num_seqs: int) -> None:
-    """Sample the chunks that are not there yet. Each is a function of (weights, dtype, seed, chunk)."""
+    """Sample the chunks that are not there yet. Each is a function of (weights, dtype, seed, chunk), up to rounding."""
     missing = chunks.not_sampled()
     if not missing:
         return
@@ -69,9 +69,11 @@ def sample(config: Config, dtype: torch.dtype, plan: SamplingPlan, chunks: Chunk
     with sampling_engine(config, dtype, max_num_seqs) as engine, progress_bar(chunks, "sampling", missing) as bar:
         for index in missing:
             prompts = plan.chunk(index)
-            torch.manual_seed(int(np.random.SeedSequence([plan.seed, index]).generate_state(1)[0]))
-            outputs = engine.generate([prompt.token_ids for prompt in prompts], options)
             first = index * plan.chunk_size
+            own = [options.clone() for _ in prompts]
+            for i, params in enumerate(own):
+                params.seed = prompt_seed(plan.seed, first + i)
+            outputs = engine.generate([prompt.token_ids for prompt in prompts], own)
             chunks.write_sampled(index, [r for i, output in enumerate(outputs) for r in _responses(output, first + i)])
             bar.update()
 

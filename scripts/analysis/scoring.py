@@ -75,9 +75,8 @@ def token_batches(responses: Sequence[Response], max_tokens: int) -> Iterator[li
 def score_batch(scorer: TokenLogProbs, responses: Sequence[Response]) -> None:
     """Set ``log_pi`` of the given responses."""
     batch = RolloutBatch.from_transitions(responses).to(runtime.device())
-    positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
-    kept = scorer(batch.input_ids, batch.attention_mask, positions, batch.response_mask).cpu()
-    for response, values in zip(responses, kept.split([len(r.response_ids) for r in responses]), strict=True):
+    chosen = scorer(batch.input_ids, batch.lengths, batch.response_mask).cpu()
+    for response, values in zip(responses, chosen.split([len(r.response_ids) for r in responses]), strict=True):
         response.log_pi = values.tolist()
 
 

@@ -1,9 +1,11 @@
-"""Five updates on a fixed batch by the learner alone: `fixed_batch.py OUT [--stages 1 2 3] [train.py's options]`.
+"""Five updates on a fixed batch by the learner alone: `fixed_batch.py OUT STAGES [--gathered] [train.py's options]`.
 
-Run as one process or under torchrun; writes the FP32 masters after each run as OUT-<stage>.safetensors.
+Run as one process or under torchrun; writes the FP32 masters after each run as OUT-<stage>.safetensors. With --gathered
+ZeRO-3 really gathers every parameter, however small, and the processes have different numbers of chunks of tokens.
 """
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -27,8 +29,8 @@ def fixed_batch(responses: int = 64):
     places = torch.arange(width)
     inside = (places[1:] >= prompts) & (places[1:] < lengths)
     return RolloutBatch(
-        input_ids=torch.randint(3, 98, (responses, width), generator=generator) * (places < lengths),
-        attention_mask=(places < lengths).long(),
+        input_ids=(torch.randint(3, 98, (responses, width), generator=generator) * (places < lengths)).int(),
+        lengths=lengths.squeeze(1),
         response_mask=inside,
         mu_logp=(-5 * torch.rand(responses, width - 1, generator=generator)) * inside,
         rewards=torch.randint(0, 2, (responses,), generator=generator).float(),
@@ -37,11 +39,30 @@ def fixed_batch(responses: int = 64):
     )
 
 
-def five_updates(out: str, stage: int, arguments: list[str]) -> None:
+def gather_every_parameter() -> None:
+    from learners import output_head
+    from learners.strategy import PrecisionStrategy
+
+    output_head.CHUNK_TOKENS = 8
+    usual = PrecisionStrategy.get_ds_train_config
+
+    def without_persistence(self, is_wrapped: bool) -> dict:
+        config = usual(self, is_wrapped)
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return config
+
+    PrecisionStrategy.get_ds_train_config = without_persistence
+
+
+@contextmanager
+def learner_alone(folder: Path, *arguments: str):
+    """A learner without a sampler, in as many processes as there are; closed at the end."""
+    gathered = "--gathered" in arguments
+    arguments = [word for word in arguments if word != "--gathered"]
     config = parse(
-        [f"--zero-stage={stage}", "--dtype=fp32", "--rollout-batch-size=8", "--train-batch-size=16", "--max-steps=5",
-         "--lr-scheduler=constant", "--lr-warmup-ratio=0", "--learning-rate=1e-4", "--objective=grpo-token-tis",
-         "--eval-steps=0", f"--output-dir={out}-run", *arguments]
+        ["--rollout-batch-size=8", "--train-batch-size=16", "--max-steps=5", "--lr-scheduler=constant",
+         "--lr-warmup-ratio=0", "--learning-rate=1e-4", "--objective=grpo-token-tis", "--eval-steps=0",
+         f"--output-dir={folder}", *arguments]
     )  # fmt: skip
     task, prompts, _ = train.load_task(config)
     train.prepare(config)
@@ -50,26 +71,34 @@ def five_updates(out: str, stage: int, arguments: list[str]) -> None:
     from learners.precision import Precision
     from learners.processes import Processes
     from learners.run_log import NoLog
+
+    if gathered:
+        gather_every_parameter()
+    launch = Launch.from_environment()
+    learner = PolicyLearner(
+        config, to_oat_args(config), Precision.of(config.precision), prompts, [], NoLog(folder),
+        Processes(launch.rank, launch.world_size),
+    )  # fmt: skip
+    yield learner
+    learner.engine.destroy()
+    task.close()
+
+
+def five_updates(learner, to: str) -> None:
     from learners.step import Step
     from learners.weights import master
 
-    launch = Launch.from_environment()
-    learner = PolicyLearner(
-        config, to_oat_args(config), Precision.of(config.precision), prompts, [], NoLog(Path(out)),
-        Processes(launch.rank, launch.world_size),
-    )  # fmt: skip
     learner.learn(Step(1, fixed_batch(), times={}))  # four updates
     more = fixed_batch()
     learner.learn(Step(2, more.select(torch.arange(16)), times={}))
     assert learner.policy_sgd_step == 5
     masters = {name: master(p).detach().clone().contiguous() for name, p in learner.causal_lm.named_parameters()}
-    if launch.rank == 0:
-        save_file(masters, f"{out}-{stage}.safetensors")
-    learner.engine.destroy()
-    task.close()
+    if learner.processes.rank == 0:
+        save_file(masters, to)
 
 
 if __name__ == "__main__":
     where, stages, *rest = sys.argv[1:]
     for each in stages.split(","):
-        five_updates(where, int(each), rest)
+        with learner_alone(Path(f"{where}-run"), f"--zero-stage={each}", "--dtype=fp32", *rest) as built:
+            five_updates(built, f"{where}-{each}.safetensors")

@@ -22,9 +22,7 @@ def collect(learner, max_rounds: int):
 
 
 def responses(step) -> list[list[int]]:
-    return [
-        ids[mask.bool()].tolist() for ids, mask in zip(step.batch.input_ids, step.batch.attention_mask, strict=True)
-    ]
+    return [ids[:length].tolist() for ids, length in zip(step.batch.input_ids, step.batch.lengths, strict=True)]
 
 
 def test_the_batch_is_full_of_prompts_that_teach(learner):

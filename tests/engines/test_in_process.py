@@ -48,8 +48,37 @@ def test_a_dropped_synchronisation_shows_in_the_mismatch(learner):
 
 def test_sampling_is_a_function_of_the_seed(learner):
     prompts = learner.rollouts.stream.batch(1)[:8]
-    texts = [[t.response for t in learner.actor.sample(prompts, seed)] for seed in (7, 7, 8)]
+    texts = [[t.response for t in learner.actor.sample(prompts, seed, range(8))] for seed in (7, 7, 8)]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_what_a_prompt_is_answered_does_not_depend_on_what_else_its_engine_samples(learner):
+    """As with another number of engines. But for near ties, which another batch may round the other way."""
+    prompts, places = learner.rollouts.stream.batch(1), range(64)
+    whole = learner.actor.sample(prompts, 7, places)
+    torch.manual_seed(1)  # nothing is drawn from torch's own stream
+    parts = learner.actor.sample(prompts[32:], 7, places[32:])
+    parts = learner.actor.sample(prompts[:32], 7, places[:32]) + parts
+    same = [one.response == other.response for one, other in zip(whole, parts, strict=True)]
+    assert sum(same) > 0.97 * len(same) > 400
+    groups = [{t.response for t in whole[i : i + 8]} for i in range(0, len(whole), 8)]
+    assert sum(len(group) > 1 for group in groups) > 8, "the responses to a prompt are one and the same"
+
+
+def test_seeded_draws_follow_the_distribution(learner):
+    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.04, 0.01])
+    sampler, rows, turns = TopKTopPSampler("processed_logprobs"), 500, 40
+    generators = {row: torch.Generator().manual_seed(10**6 + row) for row in range(rows)}  # as vLLM's children: + 1
+    logits = probabilities.log().repeat(rows, 1)
+    drawn = torch.stack([sampler.forward_cpu(logits, generators, None, None)[0] for _ in range(turns)])
+    counts = drawn.flatten().bincount(minlength=5).double()
+    expected = probabilities.double() * rows * turns
+    assert ((counts - expected) ** 2 / expected).sum() < 18.5, "chi-squared with 4 degrees of freedom, p = 0.001"
+    again = (drawn[1:] == drawn[:-1]).double().mean()  # by row, one after another
+    beside = (drawn[:, 1:] == drawn[:, :-1]).double().mean()
+    assert torch.stack([again, beside]).sub((probabilities**2).sum()).abs().max() < 0.015
 
 
 def test_evaluations_at_the_same_weights_are_the_same(learner):
@@ -93,7 +122,7 @@ def test_a_truncated_response_earns_nothing(learner):
     limit = learner.actor.sampling_params.max_tokens
     learner.actor.sampling_params.max_tokens = 3
     try:
-        transitions = learner.actor.sample(prompts, seed=0)
+        transitions = learner.actor.sample(prompts, 0, range(8))
     finally:
         learner.actor.sampling_params.max_tokens = limit
     assert transitions[0].info["actor/no_eos_count"] == 64

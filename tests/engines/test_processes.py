@@ -42,9 +42,13 @@ def masters(tmp_path_factory):
         "tokens": [sys.executable, script, str(out / "tokens"), "1,3", "--micro-batch-tokens=90"],
         "two": two_processes(script, str(out / "two"), "1,2,3"),
         "two-tokens": two_processes(script, str(out / "two-tokens"), "2", "--micro-batch-tokens=90"),
+        "two-gathered": two_processes(script, str(out / "two-gathered"), "3", "--gathered"),
+        "two-checkpointing": two_processes(
+            script, str(out / "two-checkpointing"), "3", "--gathered", "--gradient-checkpointing=True"
+        ),
     }
     for command in runs.values():
-        done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=180)  # or it hangs
         assert done.returncode == 0, done.stderr[-3000:]
     return {path.stem: load_file(path) for path in out.glob("*.safetensors")}
 
@@ -53,7 +57,10 @@ def apart(one: dict, other: dict) -> float:
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-@pytest.mark.parametrize("name", ["tokens-1", "tokens-3", "two-1", "two-2", "two-3", "two-tokens-2"])
+@pytest.mark.parametrize(
+    "name",
+    ["tokens-1", "tokens-3", "two-1", "two-2", "two-3", "two-tokens-2", "two-gathered-3", "two-checkpointing-3"],
+)
 def test_parameters_are_those_of_one_process_with_zero_2(masters, name):
     from transformers import AutoModelForCausalLM
 
@@ -63,6 +70,22 @@ def test_parameters_are_those_of_one_process_with_zero_2(masters, name):
     moved = apart({n: p.detach() for n, p in start.named_parameters()}, masters["one-2"])
     assert moved > 3e-4, "the updates changed next to nothing, so this test shows nothing"
     assert apart(masters["one-2"], masters[name]) < 1e-5
+
+
+def test_processes_with_different_numbers_of_chunks_do_not_wait_for_each_other(tmp_path):
+    """86 responses of up to 24 tokens are two chunks of 1,024 and a bit, or two alone where one ended early; the head
+    has 0.8 M weights, more than ZeRO-3 keeps whole."""
+    from tests.models import random_qwen2
+
+    model = random_qwen2(tmp_path / "model", hidden_size=384, vocab_size=2048)
+    options = (
+        "--rollout-batch-size=86 --num-samples=2 --train-batch-size=172 --micro-batch-size=86 --generate-max-length=24 "
+        "--prompt-max-length=32 --zero-stage=3 --max-steps=2 --eval-steps=0 --save-every=0 --wandb=disabled"
+    ).split()
+    command = two_processes(str(ROOT / "train.py"), f"--model={model}", f"--output-dir={tmp_path / 'run'}", *options)
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 2
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +122,18 @@ def test_a_run_of_two_goes_on_as_one_process_with_another_stage(run_of_two):
     (record,) = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
     assert (record["step"], record["train/updates"]) == (4, 16)
     assert record["mismatch/abs_prob_diff_mean"] < 6e-4
+
+
+def test_processes_that_share_an_engine_agree_on_rewards_that_a_grader_gives_twice_differently(tmp_path):
+    """A time-out in one of them is such a case; under dynamic sampling they would keep different prompts."""
+    options = (
+        "--tensor-parallel=2 --dynamic-sampling=True --max-steps=2 --eval-steps=1 --max-eval=16 --num-samples=2 "
+        "--rollout-batch-size=32 --train-batch-size=64 --micro-batch-size=32 --save-every=0 --wandb=disabled"
+    ).split()
+    script = str(ROOT / "tests" / "engines" / "disagreeing_graders.py")
+    command = two_processes(script, f"--output-dir={tmp_path / 'run'}", *options)
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_process_that_dies_takes_the_other_down_with_it(tmp_path):

@@ -10,8 +10,8 @@ pytestmark = pytest.mark.engines
 MICRO_BATCHES = 3
 
 
-def prepare(arguments: list[str]):
-    """(strategy, engine in Oat's wrapper, optimiser, scheduler) on the embedded model."""
+def prepare(arguments: list[str], offload: str = "none"):
+    """(strategy, engine in Oat's wrapper, optimiser, scheduler, the same model in FP32) on the embedded model."""
     import train
 
     config = parse([*arguments, "--learning-rate=1e-3", "--lr-scheduler=constant"])
@@ -25,7 +25,7 @@ def prepare(arguments: list[str]):
     from learners.strategy import PrecisionStrategy
 
     precision = Precision.of(config.precision)
-    strategy = PrecisionStrategy(to_oat_args(config), precision)
+    strategy = PrecisionStrategy(to_oat_args(config), precision, offload)
     strategy.setup_distributed()
 
     def load(dtype):
@@ -44,23 +44,36 @@ def micro_batches(update: int):
     for _ in range(MICRO_BATCHES):
         ids = torch.randint(3, 98, (4, 12), generator=generator)
         kept = (torch.arange(11) >= 5).expand(4, 11)
-        yield ids, torch.ones_like(ids), kept, torch.randn(24, generator=generator)
+        yield ids, torch.full((4,), 12), kept, torch.randn(24, generator=generator)
 
 
-@pytest.mark.parametrize("arguments", [["--dtype=fp32"], ["--dtype=fp32", "--zero-stage=3"], ["--dtype=fp16"]])
-def test_updates_are_those_of_plain_adamw(arguments):
+ARMS = {
+    "fp32": (["--dtype=fp32"], "none"),
+    "fp32, stage 1": (["--dtype=fp32", "--zero-stage=1"], "none"),
+    "fp32, stage 3": (["--dtype=fp32", "--zero-stage=3"], "none"),
+    "fp32, stage 2, offload": (["--dtype=fp32", "--zero-stage=2"], "optimizer"),  # to the host: here, the same memory
+    "fp32, stage 3, offload": (["--dtype=fp32", "--zero-stage=3"], "optimizer"),
+    "fp16": (["--dtype=fp16"], "none"),
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_updates_are_those_of_plain_adamw_and_nothing_is_compiled(arm, tmp_path, monkeypatch):
     from deepspeed.utils import safe_get_full_fp32_param
 
-    strategy, model, optimizer, scheduler, reference = prepare(arguments)
+    arguments, offload = ARMS[arm]
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "compiled"))
+    strategy, model, optimizer, scheduler, reference = prepare(arguments, offload)
+    assert type(optimizer.optimizer) is torch.optim.AdamW
+    assert all(group["fused"] for group in optimizer.optimizer.param_groups)
     plain = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     fp32 = arguments[0] == "--dtype=fp32"
     start = {name: p.detach().clone() for name, p in reference.named_parameters()}
     for update in range(4):
-        for ids, mask, kept, weights in micro_batches(update):
-            loss = (model(ids, mask, logits_to_keep=kept) * weights).sum() / 100
+        for ids, lengths, kept, weights in micro_batches(update):
+            loss = (model.model(ids, lengths, kept) * weights).sum() / 100
             strategy.backward(loss, model, optimizer)
-            positions = torch.arange(12).expand(4, 12)
-            ((reference(ids, mask, positions, kept) * weights).sum() / 100).backward()
+            ((reference(ids, lengths, kept) * weights).sum() / 100).backward()
         norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0).item()
         plain.step()
         plain.zero_grad()
@@ -74,6 +87,7 @@ def test_updates_are_those_of_plain_adamw(arguments):
     apart = torch.cat([(p.detach() - ours[name]).flatten() for name, p in reference.named_parameters()])
     assert moved.norm() > 1.0
     assert apart.norm() < (1e-3 if fp32 else 0.2) * moved.norm(), (apart.norm(), moved.norm())
+    assert not (tmp_path / "compiled").exists(), "DeepSpeed compiled something"
 
 
 def test_an_overflow_at_the_minimum_scale_ends_with_a_sentence():
@@ -84,8 +98,8 @@ def test_an_overflow_at_the_minimum_scale_ends_with_a_sentence():
     )
 
     def overflow():
-        ids, mask, kept, weights = next(micro_batches(0))
-        loss = (model(ids, mask, logits_to_keep=kept) * weights).sum() * 1e30
+        ids, lengths, kept, weights = next(micro_batches(0))
+        loss = (model.model(ids, lengths, kept) * weights).sum() * 1e30
         strategy.backward(loss, model, optimizer)
         return strategy.optimizer_step(optimizer, model, scheduler)
 

@@ -1,0 +1,37 @@
+"""What is settled before an engine is imported: a GPU that is out of reach, and how products are summed."""
+
+import os
+
+import pytest
+import torch
+
+from actors import runtime
+from actors.devices import Gpu
+from tasks.errors import UsageError
+
+GPU = Gpu("NVIDIA A100-SXM4-80GB", 81_920 * 2**20, "550.54.15")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here, a GPU is within reach")
+def test_a_driver_too_old_for_this_torch_is_refused_by_name():
+    with pytest.raises(UsageError, match=r"2 x NVIDIA A100-SXM4-80GB with driver 550\.54\.15.* driver; or set"):
+        runtime.refuse_a_gpu_out_of_reach((GPU, GPU))
+
+
+def test_no_gpu_is_nothing_to_refuse():
+    runtime.refuse_a_gpu_out_of_reach(())
+
+
+def test_half_products_are_summed_in_fp32():
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_fp16_reduced_precision_reduction = matmul.allow_bf16_reduced_precision_reduction = True
+    runtime._sum_in_fp32()
+    assert not matmul.allow_fp16_reduced_precision_reduction
+    assert not matmul.allow_bf16_reduced_precision_reduction
+
+
+@pytest.mark.parametrize(("dtypes", "expected"), [({torch.float32}, "ieee"), ({torch.float16}, None)])
+def test_fp32_attention_is_fp32(dtypes, expected, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"PATH": os.environ["PATH"]})
+    runtime._set_environment(dtypes)
+    assert os.environ.get("TRITON_F32_DEFAULT") == expected
