@@ -175,23 +175,16 @@ def versions() -> tuple[Row, int]:
     Raises:
         UsageError: there are GPUs that torch cannot use.
     """
-    import torch
+    from actors.devices import gpus
+    from actors.runtime import refuse_a_gpu_out_of_reach
 
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        cards = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        cards = []
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    require(
-        not cards or gpus > 0 or os.environ.get("CUDA_VISIBLE_DEVICES") == "",
-        f"torch {torch.__version__} cannot use the GPU and driver that are here ({cards and cards[0]}); it may need a "
-        "newer driver.",
-    )
+    refuse_a_gpu_out_of_reach(gpus())
     found = {package.name: package.version for package in metadata.distributions() if package.name in PACKAGES}
-    machine = f"{gpus} x {cards[0]}" if gpus else f"CPU, {os.cpu_count()} cores"
+    machine = f"CPU, {os.cpu_count()} cores"
+    if gpus():
+        machine = f"{len(gpus())} x {gpus()[0].name}, driver {gpus()[0].driver}"
     figure = ", ".join([machine, f"python {platform.python_version()}", *map(" ".join, found.items())])
-    return Row(None, figure, found, check="versions"), gpus
+    return Row(None, figure, found, check="versions"), len(gpus())
 
 
 def main(arguments: Arguments) -> int:

@@ -4,6 +4,7 @@ A part is what is done with one build of both engines, or with runs of train.py;
 Engines are built and driven by the pieces that train.py is made of.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -68,7 +69,7 @@ def built_learner(visit: Visit, *options: str):
         f"--model={visit.model}", *(lengths if visit.model != "embedded" else []), "--prompt-template=no",
         f"--rollout-batch-size={prompts}", f"--train-batch-size={8 * prompts}", "--vllm-gpu-ratio=0.2",
         "--learning-rate=1e-4", "--lr-scheduler=constant", "--lr-warmup-ratio=0", "--max-steps=100", "--eval-steps=0",
-        "--wandb=disabled",
+        "--wandb=disabled", "--vllm-sleep-level=0",
     ]  # fmt: skip
     config = parse([*usual, *options])
     task, prompts, eval_prompts = train.load_task(config)
@@ -261,14 +262,21 @@ def random_model(folder: Path, shape: tuple[int, ...]) -> None:
     torch.cuda.empty_cache()
 
 
-def planned_gb(config) -> float | None:
-    """Peak memory of a GPU as the plan of `--plan True` has it; None where there is no plan."""
-    return None
+def planned_gib(config) -> float | None:
+    """Peak memory of a GPU as the plan of `--plan True` has it; None where there is no GPU or no plan."""
+    from actors.devices import gpus
+    from actors.launch import Launch
+
+    if not gpus() or importlib.util.find_spec("learners.memory_advice") is None:
+        return None
+    from learners.memory_advice import plan_for
+
+    return plan_for(config, Launch.from_environment())[0].peak / 2**30
 
 
 @contextmanager
 def peak_memory():
-    """A dict whose "gb" is the most in use meanwhile, looked at 20 times a second: on the GPU, or by the process."""
+    """A dict whose "gib" is the most in use meanwhile, looked at 20 times a second: on the GPU, or by the process."""
     import psutil
     import torch
 
@@ -278,7 +286,7 @@ def peak_memory():
         while not over.wait(0.05):
             on_gpu = torch.cuda.is_available()
             free, total = torch.cuda.mem_get_info(0) if on_gpu else (0, psutil.Process().memory_info().rss)
-            peak["gb"] = max(peak["gb"], (total - free) / 1e9)
+            peak["gib"] = max(peak["gib"], (total - free) / 2**30)
 
     threading.Thread(target=watch, daemon=True).start()
     yield peak
@@ -333,9 +341,9 @@ def speed(visit: Visit, part: "Part") -> Iterator[Row]:
         yield Row(None, f"{sampled}, {rate:,.0f} learned, MFU {used}")
         shares = ", ".join(f"{what} {spent:.2f} s ({spent / total:.0%})" for what, spent in seconds.items() if spent)
         yield Row(None, f"of {total:.2f} s a step: {shares}", seconds)
-        plan, torchs = planned_gb(learner.config), torch.cuda.max_memory_allocated() / 1e9
+        plan, torchs = planned_gib(learner.config), torch.cuda.max_memory_allocated() / 2**30
         planned = "-" if plan is None else f"{plan:.1f}"
-        yield Row(None, f"memory: {peak['gb']:.1f} GB at most, torch counts {torchs:.1f}, planned {planned}", peak)
+        yield Row(None, f"memory: {peak['gib']:.1f} GiB at most, torch counts {torchs:.1f}, planned {planned}", peak)
 
 
 # ------------------------------------------------------------------------------------------------ the process
