@@ -280,7 +280,7 @@ def peak_memory():
     import psutil
     import torch
 
-    peak, over = {"gb": 0.0}, threading.Event()
+    peak, over = {"gib": 0.0}, threading.Event()
 
     def watch() -> None:
         while not over.wait(0.05):
