@@ -40,7 +40,7 @@ class Fp32Accumulate:
         with warnings.catch_warnings():  # that a kernel is overridden is the purpose
             warnings.filterwarnings("ignore", message=".*other operators may also be overridden.*")
             for name in ("mm", "addmm", "bmm", "baddbmm"):
-                self._library.impl(name, getattr(self, f"_{name}"), "CPU")
+                self._library.impl(name, getattr(self, f"_{name}"), "CPU", allow_override=True)
 
     def remove(self) -> None:
         self._library._destroy()

@@ -28,36 +28,9 @@ def one_step(learner, sync: bool = True) -> dict[str, float]:
     return metrics
 
 
-def fused_learner_weights(learner) -> dict[str, torch.Tensor]:
-    """The learner's FP32 master weights, cast to the sampler's dtype and laid out as vLLM fuses them."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    masters = {
-        name: safe_get_full_fp32_param(parameter).to(learner.precision.sample)
-        for name, parameter in learner.causal_lm.named_parameters()
-    }
-    fused = {}
-    for name, tensor in masters.items():
-        for part, whole in (("q_proj", "qkv_proj"), ("k_proj", "qkv_proj"), ("v_proj", "qkv_proj"),
-                            ("gate_proj", "gate_up_proj"), ("up_proj", "gate_up_proj")):  # fmt: skip
-            if part in name:
-                target = name.replace(part, whole)
-                fused[target] = torch.cat([fused[target], tensor]) if target in fused else tensor
-                break
-        else:
-            fused[name] = tensor
-    return fused
-
-
-def unequal_weights(learner) -> list[str]:
-    sampler = dict(learner.actor.engine.model.named_parameters())
-    expected = fused_learner_weights(learner)
-    assert set(expected) <= set(sampler)
-    assert set(sampler) - set(expected) <= {"lm_head.weight"}  # tied to the embedding
-    return [name for name, tensor in expected.items() if not torch.equal(sampler[name].data, tensor)]
-
-
 def test_sampler_weights_are_bitwise_the_learners_after_every_update(learner):
+    from scripts.analysis.sampler_weights import unequal_weights
+
     assert unequal_weights(learner) == []
     for _ in range(2):
         one_step(learner, sync=False)
