@@ -15,9 +15,9 @@ from tests.engines.fixed_batch import fixed_batch, learner_alone
 
 
 def batch_with_little_to_teach(learner):
-    batch = fixed_batch()
+    batch = fixed_batch(32)
     generator = torch.Generator().manual_seed(1)
-    noise = 0.02 * torch.randn(batch.mu_logp.shape, generator=generator)
+    noise = 0.1 * torch.randn(batch.mu_logp.shape, generator=generator)
     log_pi = learner.updater._without_gradient(batch, learner.updater.log_probs)
     batch.mu_logp = (log_pi + noise) * batch.response_mask  # near pi: a weight of e^40 would magnify FP32's rounding
     batch.advantages[torch.arange(len(batch)) % 16 > 4] = 0.0
@@ -44,14 +44,15 @@ def gradient_of(learner, batch) -> torch.Tensor:
         learner.updater.update(step, step.batch)
     finally:
         learner.optimizer.step = apply
-    share = step.tally.result()["train/trained_share"]
-    return torch.cat(taken).double(), share, step.tally.counts["mismatch/kl_k3"]
+    measured = step.tally.whole()["counts"]["mismatch/kl_k3"]
+    return torch.cat(taken).double(), step.tally.result()["train/trained_share"], measured
 
 
 if __name__ == "__main__":
     folder, *stages = sys.argv[1:]
     for stage in stages:
-        arguments = [f"--zero-stage={stage}", "--dtype=fp32", "--learning-rate=1e-30", "--micro-batch-size=8"]
+        arguments = [f"--zero-stage={stage}", "--dtype=fp32", "--learning-rate=1e-30", "--train-batch-size=32"]
+        arguments += ["--micro-batch-size=1"]  # alone, a response's log-probabilities are the same to the bit
         with learner_alone(Path(folder) / stage, *arguments) as learner:
             from learners.objectives import OBJECTIVES
 
