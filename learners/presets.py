@@ -59,9 +59,6 @@ OWN_PROBLEMS = "problems with answers (the authors' set of 54,400 is not known t
 AUTHORS_GPUS = Block(
     OAT_CODE,
     {
-        "zero_stage": 2,
-        "gradient_checkpointing": True,
-        "vllm_sleep_level": 1,
         "enable_prefix_caching": True,
         "num_prompt_epoch": 2000,  # until it is stopped, or --max-steps
         "eval_temperature": 0.6,
@@ -108,9 +105,6 @@ LARGE = (
         {
             "task": "math",
             "prompt_template": "qwen_math",
-            "zero_stage": 3,
-            "gradient_checkpointing": True,
-            "vllm_sleep_level": 1,
             "vllm_gpu_ratio": 0.6,
         },
     ),
@@ -143,6 +137,7 @@ PRESETS: dict[str, Preset] = {
                     "num_samples": 8,
                     "train_batch_size": 32,
                     "micro_batch_size": 8,
+                    "gradient_checkpointing": False,
                     "learning_rate": 1e-5,
                     "max_steps": 3,
                     "max_eval": 8,
