@@ -47,11 +47,9 @@ def show_plan(config: Config) -> int:
     from learners.memory_advice import plan_for, table
 
     plan, sentence = plan_for(config, config.planned_launch() or Launch.from_environment())
-    print(table(plan))
-    if sentence:
-        return refuse(UsageError(sentence))
-    print(f"fits: at most {plan.peak / 2**30:.1f} GiB, {plan.fullest}")
-    return 0
+    if is_first():
+        print(table(plan))
+    return refuse(UsageError(sentence)) if sentence else 0
 
 
 def refuse(error: UsageError) -> int:

@@ -51,7 +51,7 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def torch_is_for_cuda() -> bool:
-    """Whether the installed torch can use a GPU of NVIDIA's at all, by its version and what it says it was built for."""
+    """Whether the installed torch can use a GPU of NVIDIA's at all, by its version and what it was built for."""
     if importlib.metadata.version("torch").endswith("+cpu"):
         return False
     where = importlib.util.find_spec("torch").submodule_search_locations[0]  # found, not imported

@@ -103,8 +103,8 @@ def refusal(plan: Plan, shape: ModelShape, local_processes: int) -> str:
         )
     else:
         what = (
-            f"This run does not fit: vLLM's share of {plan.sampler.share / GIB:.1f} GiB leaves no room for one response "
-            f"beside its weights, {plan.sampler.weights / GIB:.1f} GiB"
+            f"This run does not fit: vLLM's share of {plan.sampler.share / GIB:.1f} GiB leaves no room for one "
+            f"response beside its weights, {plan.sampler.weights / GIB:.1f} GiB"
         )
     single = list(candidates(plan.setting, local_processes))
     for some in [*itertools.combinations(single, 1), *itertools.combinations(single, 2)]:
@@ -160,6 +160,8 @@ def table(plan: Plan) -> str:
         "workspace, an estimate",
         "By arithmetic (learners/memory_plan.py); nothing was measured on a GPU.",
     ]
+    if plan.fits:
+        lines.append(f"fits: at most {plan.peak / GIB:.1f} GiB, {plan.fullest}")
     return "\n".join(lines)
 
 

@@ -267,7 +267,8 @@ def backward_buffers(setting: Setting, shape: ModelShape) -> int:
 
 
 def update_buffers(setting: Setting, shape: ModelShape) -> int:
-    """What DeepSpeed adds in the optimiser's step: the norm of one gradient at a time in FP64 (get_grad_norm_direct), and
+    """What DeepSpeed adds in the optimiser's step: one gradient at a time in FP64, for the norm (get_grad_norm_direct),
+    and
 
     - stage 1: its part of the reduced gradient, the bucket and a flat copy of it; in BF16 a copy alone;
     - stage 2: in FP32 a flat copy of its part;

@@ -75,7 +75,7 @@ class ModelOptions:
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """the learner's attention; auto is sdpa on a GPU and eager on a CPU"""
     gradient_checkpointing: Chosen[bool] = None
-    """recompute activations in the backward pass: less memory, about a third more time (embedded model: no, else yes)"""
+    """recompute activations in the backward pass: less memory, a third more time (embedded model: no, else yes)"""
     router_fp32: bool = False
     """mixtures of experts only: compute the learner's router, logits and scores, in FP32"""
 

@@ -101,7 +101,7 @@ LARGE = (
         },
     ),
     Block(
-        f"{OURS}: memory by arithmetic, docs/experiments.md",
+        f"{OURS}: memory by arithmetic, docs/gpu.md",
         {
             "task": "math",
             "prompt_template": "qwen_math",
@@ -217,7 +217,7 @@ PRESETS: dict[str, Preset] = {
                 },
             ),
             Block(DAPO, {"advantage": "group-std", "dynamic_sampling": True, "overlong_buffer": 4096}),
-            Block(f"{OURS}: memory by arithmetic, docs/experiments.md", {"tensor_parallel": 2}),
+            Block(f"{OURS}: memory by arithmetic, docs/gpu.md", {"tensor_parallel": 2}),
         ),
     ),
     "moe-qwen3-30b-a3b": Preset(
@@ -230,7 +230,7 @@ PRESETS: dict[str, Preset] = {
             Block(FIGURES, {"model": "Qwen/Qwen3-30B-A3B-Base", "objective": "grpo-seq-mis"}),
             Block(SECOND_HAND, {"adam_eps": 1e-15}),
             Block(f"{OURS}: so that rounding does not choose the experts", {"router_fp32": True}),
-            Block(f"{OURS}: memory by arithmetic, docs/experiments.md", {"tensor_parallel": 4}),
+            Block(f"{OURS}: memory by arithmetic, docs/gpu.md", {"tensor_parallel": 4}),
         ),
     ),
 }

@@ -88,7 +88,10 @@ REFUSED = {
     "two ways to cut": (["--micro-batch-size", "8", "--micro-batch-tokens", "900"], "two ways to cut an update"),
     "too few tokens": (["--micro-batch-tokens", "55"], "cannot hold one response"),
     "an engine of two processes": (["--tensor-parallel", "2"], "--tensor-parallel 2 does not divide"),
-    "parameters offloaded at stage 2": (["--offload", "parameters", "--zero-stage", "2"], "--offload parameters needs --zero"),
+    "parameters offloaded at stage 2": (
+        ["--offload", "parameters", "--zero-stage", "2"],
+        "--offload parameters needs --zero",
+    ),
     "adapters to a base that was dropped": (
         ["--lora-rank", "4", "--lora-sync", "adapter", "--vllm-sleep-level", "2"],
         "drops the base model's weights",
