@@ -25,6 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with contextlib.nullcontext() if is_first() else silence():
             config = parse(arguments)
+        if config.memory.plan:
+            return show_plan(config)
+        if config.needs_memory_plan:
+            from learners.memory_advice import require_fit
+
+            require_fit(config, Launch.from_environment())
         task, prompts, eval_prompts = load_task(config)
     except UsageError as error:
         return refuse(error)
@@ -34,6 +40,16 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse(error)
     finally:
         task.close()
+
+
+def show_plan(config: Config) -> int:
+    """Print what each process would hold on its GPU. Returns the exit code: 0 it fits, 2 it does not."""
+    from learners.memory_advice import plan_for, table
+
+    plan, sentence = plan_for(config, config.planned_launch() or Launch.from_environment())
+    if is_first():
+        print(table(plan))
+    return refuse(UsageError(sentence)) if sentence else 0
 
 
 def refuse(error: UsageError) -> int:

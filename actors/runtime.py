@@ -137,10 +137,12 @@ def _set_environment(dtypes: set[torch.dtype]) -> None:
 
 
 def _quieten() -> None:
+    import deepspeed.runtime.bf16_optimizer
     import deepspeed.utils
     import transformers.utils.logging
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None  # it prints, whatever the level
     transformers.utils.logging.disable_progress_bar()
     # When a step fails, vLLM prints its whole configuration and batch, pages of it, before the error.
     logging.getLogger("vllm.logging_utils.dump_input").disabled = True  # vLLM's set-up undoes a level

@@ -30,6 +30,7 @@ def check(config: Config, asked_for: dict, launch: Launch) -> None:
     Raises:
         UsageError: with one sentence that says what to do.
     """
+    _check_memory(config, asked_for)
     _check_numbers(config)
     _check_companions(config, asked_for)
     _check_batches(config, asked_for["training"], launch.world_size)
@@ -151,6 +152,23 @@ def _check_devices(config: Config, launch: Launch) -> None:
     require(
         config.training.offload != "parameters" or config.training.zero_stage == 3,
         f"--offload parameters needs --zero-stage 3, which shards them; it is {config.training.zero_stage}.",
+    )
+
+
+def _check_memory(config: Config, asked_for: dict) -> None:
+    memory = config.memory
+    for name in ("plan_gpus", "plan_memory"):
+        value, option = getattr(memory, name), f"--{name.replace('_', '-')}"
+        require(value is None or memory.plan, f"{option} describes GPUs to plan for; add --plan True.")
+        require(value is None or value > 0, f"{option} is {value}; it must be greater than 0.")
+    require(
+        not (memory.plan and config.is_small),
+        "--plan is for real models: the embedded one fits anywhere; name a --model or a --preset.",
+    )
+    require(
+        config.lora.lora_sync == "merge" or asked_for["sampling"]["vllm_sleep_level"] != 2,
+        "--vllm-sleep-level 2 drops the base model's weights, which --lora-sync adapter does not send again: responses "
+        "would come from a model that is gone; use level 1, or --lora-sync merge.",
     )
 
 

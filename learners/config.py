@@ -13,6 +13,7 @@ from typing import Annotated
 
 import tyro
 
+from actors.devices import gpus
 from actors.launch import Launch
 from learners.checks import check
 from learners.objectives import defaults
@@ -20,6 +21,7 @@ from learners.options import (
     EMBEDDED,
     EvaluationOptions,
     LoraOptions,
+    MemoryOptions,
     ModelOptions,
     ObjectiveOptions,
     OriginOptions,
@@ -35,6 +37,7 @@ from tasks.registry import TASKS
 
 # What `None` stands for: (the embedded model on two CPU cores, a real model as in the paper's sanity test).
 DEFAULTS_BY_MODEL = {
+    "model.gradient_checkpointing": (False, True),
     "task.prompt_max_length": (32, 1024),
     "sampling.generate_max_length": (24, 8192),
     "sampling.rollout_batch_size": (64, 64),
@@ -62,6 +65,7 @@ class Config:
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -94,6 +98,11 @@ class Config:
         return round(updates * self.training.lr_warmup_ratio) if steps is None else steps * self.updates_per_step
 
     @property
+    def needs_memory_plan(self) -> bool:
+        """Whether memory decides: a real model on a GPU, or planned for one. The embedded model always fits."""
+        return not self.is_small and (self.memory.plan or bool(gpus()))
+
+    @property
     def sleeps(self) -> bool:
         """Whether vLLM sleeps while the learner works."""
         return self.sampling.vllm_sleep_level > 0
@@ -117,13 +126,24 @@ class Config:
         return next(group for group in self.groups if name in vars(group)), name
 
     def resolve(self) -> None:
-        """Fill in every option that was left to the model, the task or the objective. At most a card.json is read."""
+        """Fill in every option that was left to the model, the task, the objective or the device; not the ZeRO stage
+        where memory decides. At most a card.json is read, and nvidia-smi asked."""
         for path, (embedded, real) in DEFAULTS_BY_MODEL.items():
             group, name = path.split(".")
             if getattr(getattr(self, group), name) is None:
                 setattr(getattr(self, group), name, embedded if self.is_small else real)
         if self.training.micro_batch_size is None and self.training.micro_batch_tokens is None:
-            self.training.micro_batch_size = 64 if self.is_small else 1
+            if self.is_small:
+                self.training.micro_batch_size = 64
+            else:
+                self.training.micro_batch_tokens = max(16384, self.max_model_len)
+        if self.sampling.vllm_sleep_level is None:
+            level = 1 if self.lora.lora_sync == "adapter" else 2  # level 2 drops a base that adapters do not bring
+            self.sampling.vllm_sleep_level = level if self.needs_memory_plan else 0
+        if self.training.zero_stage is None and self.training.offload == "parameters":
+            self.training.zero_stage = 3
+        elif self.training.zero_stage is None and not self.needs_memory_plan:
+            self.training.zero_stage = 1
         if self.training.learning_rate is None:
             whole, adapters = (5e-5, 1e-3) if self.is_small else (1e-6, 4e-5)
             self.training.learning_rate = adapters if self.lora.lora_rank > 0 else whole
@@ -144,6 +164,11 @@ class Config:
         precision.sample_dtype = precision.sample_dtype or precision.dtype
         if self.output.name is None:
             self.output.name = f"{self.origin.preset or self.task.task}-{self.objective.objective}-{precision.label}"
+
+    def planned_launch(self) -> Launch | None:
+        """The processes that ``--plan-gpus`` asks about, eight a machine; None without it."""
+        count = self.memory.plan_gpus
+        return None if count is None else Launch(world_size=count, local_world_size=min(count, 8))
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -186,5 +211,10 @@ def complete(config: Config, arguments: list[str], launch: Launch | None = None)
             setattr(*config.option(name), value)
     asked_for = dataclasses.asdict(config)
     config.resolve()
-    check(config, asked_for, launch or Launch.from_environment())
+    launch = config.planned_launch() or launch or Launch.from_environment()
+    check(config, asked_for, launch)
+    if config.training.zero_stage is None:
+        from learners.memory_advice import choose_stage
+
+        config.training.zero_stage = choose_stage(config, launch)
     return config

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def read_model_config(config: Config) -> dict:
-    """The model's config.json: from its folder, the local hub cache, or the hub (one small file).
+    """The model's config.json: from its folder, the local hub cache, or the hub (one small file). A folder must hold
+    weights too, unless a run is only planned.
 
     Raises:
         UsageError: there is no such model, or what is there is no language model.
@@ -23,7 +24,10 @@ def read_model_config(config: Config) -> dict:
         file = folder / "config.json"
         require(file.is_file(), f"--model {folder} is not a Hugging Face model: it has no config.json.")
         weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-        require(bool(weights), f"--model {folder} has no weights: no .safetensors or .bin file lies in it.")
+        require(
+            bool(weights) or config.memory.plan,
+            f"--model {folder} has no weights: no .safetensors or .bin file lies in it.",
+        )
     else:
         file = _fetch_model_config(config.model.model)
     try:

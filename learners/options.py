@@ -74,8 +74,8 @@ class ModelOptions:
     """run Python code that comes with the model"""
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """the learner's attention; auto is sdpa on a GPU and eager on a CPU"""
-    gradient_checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, about a third more time"""
+    gradient_checkpointing: Chosen[bool] = None
+    """recompute activations in the backward pass: less memory, a third more time (embedded model: no, else yes)"""
     router_fp32: bool = False
     """mixtures of experts only: compute the learner's router, logits and scores, in FP32"""
 
@@ -121,8 +121,9 @@ class SamplingOptions:
     """of the sampled distribution; pi is evaluated at the same temperature"""
     vllm_gpu_ratio: float = 0.35
     """share of a GPU's memory that vLLM takes"""
-    vllm_sleep_level: Literal[0, 1, 2] = 0
-    """GPU only: while the learner works vLLM drops its cache and (1) moves its weights to the host or (2) drops them"""
+    vllm_sleep_level: Chosen[Literal[0, 1, 2]] = None
+    """while the learner works vLLM drops its cache and (1) moves its weights to the host or (2) drops them (default: 2
+    for a real model on a GPU, 1 with --lora-sync adapter; else 0, never sleep)"""
     tensor_parallel: int = 1
     """processes that share one vLLM engine; they must be on one machine"""
     enforce_eager: bool = False
@@ -186,9 +187,10 @@ class TrainingOptions:
     train_batch_size: Chosen[int] = None
     """responses per optimiser update, over all processes (default 128)"""
     micro_batch_size: Chosen[int] = None
-    """responses per forward and backward pass of one process (embedded model: 64, else 1 unless by tokens)"""
+    """responses per forward and backward pass of one process (embedded model: 64, else by tokens)"""
     micro_batch_tokens: Chosen[int] = None
-    """instead: most tokens per forward and backward pass, padding included; responses of about one length together"""
+    """instead: most tokens per forward and backward pass, padding included; responses of about one length together
+    (default of a real model: 16384, or one response of full length if that is more)"""
     train_on_all: bool = False
     """also pass responses backwards that cannot have a gradient, as all to their prompt earned the same"""
     num_ppo_epochs: int = 1
@@ -208,10 +210,23 @@ class TrainingOptions:
     """of AdamW, on weight matrices"""
     max_norm: float = 1.0
     """the gradient is clipped to this norm, after unscaling"""
-    zero_stage: Literal[1, 2, 3] = 2
-    """what DeepSpeed ZeRO shards: 1 optimiser state, 2 and gradients, 3 and parameters"""
+    zero_stage: Chosen[Literal[1, 2, 3]] = None
+    """what DeepSpeed ZeRO shards: 1 optimiser state, 2 and gradients, 3 and parameters (default: the smallest that fits
+    the GPUs; 1 on a CPU)"""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """GPU only: what ZeRO keeps in host memory, the optimiser's state or (stage 3) the parameters too"""
+
+
+@dataclass
+class MemoryOptions:
+    """Whether a run fits into its GPUs, before anything starts."""
+
+    plan: bool = False
+    """print what each process would hold on its GPU, start nothing, and end: with code 0 if it fits, 2 if not"""
+    plan_gpus: Chosen[int] = None
+    """with --plan: of so many GPUs, a process each (default: the processes of this launch)"""
+    plan_memory: Chosen[float] = None
+    """with --plan: of so much memory each; GiB as nvidia-smi counts, an 80 GB card has 80 (default: this machine's)"""
 
 
 @dataclass

@@ -59,9 +59,6 @@ OWN_PROBLEMS = "problems with answers (the authors' set of 54,400 is not known t
 AUTHORS_GPUS = Block(
     OAT_CODE,
     {
-        "zero_stage": 2,
-        "gradient_checkpointing": True,
-        "vllm_sleep_level": 1,
         "enable_prefix_caching": True,
         "num_prompt_epoch": 2000,  # until it is stopped, or --max-steps
         "eval_temperature": 0.6,
@@ -104,13 +101,10 @@ LARGE = (
         },
     ),
     Block(
-        f"{OURS}: memory by arithmetic, docs/experiments.md",
+        f"{OURS}: memory by arithmetic, docs/gpu.md",
         {
             "task": "math",
             "prompt_template": "qwen_math",
-            "zero_stage": 3,
-            "gradient_checkpointing": True,
-            "vllm_sleep_level": 1,
             "vllm_gpu_ratio": 0.6,
         },
     ),
@@ -143,6 +137,7 @@ PRESETS: dict[str, Preset] = {
                     "num_samples": 8,
                     "train_batch_size": 32,
                     "micro_batch_size": 8,
+                    "gradient_checkpointing": False,
                     "learning_rate": 1e-5,
                     "max_steps": 3,
                     "max_eval": 8,
@@ -222,7 +217,7 @@ PRESETS: dict[str, Preset] = {
                 },
             ),
             Block(DAPO, {"advantage": "group-std", "dynamic_sampling": True, "overlong_buffer": 4096}),
-            Block(f"{OURS}: memory by arithmetic, docs/experiments.md", {"tensor_parallel": 2}),
+            Block(f"{OURS}: memory by arithmetic, docs/gpu.md", {"tensor_parallel": 2}),
         ),
     ),
     "moe-qwen3-30b-a3b": Preset(
@@ -235,7 +230,7 @@ PRESETS: dict[str, Preset] = {
             Block(FIGURES, {"model": "Qwen/Qwen3-30B-A3B-Base", "objective": "grpo-seq-mis"}),
             Block(SECOND_HAND, {"adam_eps": 1e-15}),
             Block(f"{OURS}: so that rounding does not choose the experts", {"router_fp32": True}),
-            Block(f"{OURS}: memory by arithmetic, docs/experiments.md", {"tensor_parallel": 4}),
+            Block(f"{OURS}: memory by arithmetic, docs/gpu.md", {"tensor_parallel": 4}),
         ),
     ),
 }

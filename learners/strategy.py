@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
 from oat.algorithms.ppo import PPOArgs
 from oat.model import LLM
 from oat.utils.deepspeed import DeepspeedStrategy, get_optimizer_grouped_parameters
@@ -12,6 +13,15 @@ from oat.utils.deepspeed import DeepspeedStrategy, get_optimizer_grouped_paramet
 from actors import runtime
 from learners.precision import Precision
 from tasks.errors import NonFiniteError
+
+
+def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Torch's own. ZeRO-3 puts an autograd function in its place, which of three-dimensional input rounds the product
+    before it adds the bias: in half precision, learner and sampler would compute two things."""
+    return torch._C._nn.linear(input, weight, bias)
+
+
+LinearFunctionForZeroStage3.forward = staticmethod(linear)
 
 
 @dataclass(frozen=True)

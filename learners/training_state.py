@@ -162,9 +162,9 @@ def read(learner: PolicyLearner, folder: Path) -> None:
         link_moments(learner)
     read_weights(learner, folder, kinds(state["adam_steps"]))
     set_adam_steps(learner, state["adam_steps"])
-    if (scaler := getattr(learner.optimizer, "loss_scaler", None)) is not None:  # BF16 under ZeRO 1 has none
-        for name, value in state["loss_scaler"].items():
-            setattr(scaler, name, value)
+    scaler = getattr(learner.optimizer, "loss_scaler", None)  # ZeRO-1 in BF16 has none, and there is nothing to scale
+    for name, value in state["loss_scaler"].items() if scaler is not None else ():
+        setattr(scaler, name, value)
     learner.scheduler.load_state_dict(state["scheduler"])
     for group, rate in zip(learner.optimizer.param_groups, learner.scheduler.get_last_lr(), strict=True):
         group["lr"] = rate

@@ -117,10 +117,6 @@ def refuse_what_verl_lacks(config: Config, devices: int) -> None:
     require(
         float(config.lora.lora_alpha).is_integer(), "VeRL takes a whole number for alpha; round --lora-alpha to one."
     )
-    require(
-        training.micro_batch_size is not None,
-        "VeRL's budget of tokens is another option; give --micro-batch-size instead of --micro-batch-tokens.",
-    )
     require(not config.model.router_fp32, "VeRL's FSDP routes in the training dtype; add --router-fp32 False.")
     require(
         precision.loss_scale == 0 and precision.initial_scale_power == 16 and precision.min_loss_scale == 1,
@@ -227,7 +223,6 @@ def _sampling(config: Config) -> dict[str, object]:
         f"{rollout}.enforce_eager": sampling.enforce_eager,
         f"{rollout}.enable_prefix_caching": sampling.enable_prefix_caching,
         f"{rollout}.calculate_log_probs": True,
-        f"{rollout}.log_prob_micro_batch_size_per_gpu": config.training.micro_batch_size,
         f"{rollout}.val_kwargs.n": evaluation.eval_n,
         f"{rollout}.val_kwargs.temperature": evaluation.eval_temperature,
         f"{rollout}.val_kwargs.do_sample": evaluation.eval_temperature > 0,
@@ -254,7 +249,6 @@ def _training(config: Config) -> dict[str, object]:
     warm_up = 0 if training.lr_scheduler == "constant" else training.lr_warmup_ratio
     made = {
         f"{actor}.ppo_mini_batch_size": training.train_batch_size // config.sampling.num_samples,
-        f"{actor}.ppo_micro_batch_size_per_gpu": training.micro_batch_size,
         f"{actor}.ppo_epochs": training.num_ppo_epochs,
         f"{actor}.shuffle": True,
         f"{actor}.data_loader_seed": training.seed,
@@ -268,11 +262,18 @@ def _training(config: Config) -> dict[str, object]:
         f"{actor}.optim.min_lr_ratio": 0.1 if scheduler == "cosine" else 0.0,
         f"{actor}.optim.lr_warmup_steps_ratio": warm_up,
         f"{actor}.fsdp_config.reshard_after_forward": training.zero_stage == 3,
-        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": training.micro_batch_size,
         "trainer.total_epochs": training.num_prompt_epoch,
         "trainer.total_training_steps": training.max_steps,
         "trainer.critic_warmup": 0,
     }
+    if training.micro_batch_size is None:  # the sampler's and the reference's log-probabilities follow the actor's
+        made |= {f"{actor}.use_dynamic_bsz": True, f"{actor}.ppo_max_token_len_per_gpu": training.micro_batch_tokens}
+    else:
+        made |= {
+            f"{actor}.ppo_micro_batch_size_per_gpu": training.micro_batch_size,
+            "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": training.micro_batch_size,
+            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": training.micro_batch_size,
+        }
     if training.lr_warmup_steps is not None:
         made[f"{actor}.optim.lr_warmup_steps"] = training.lr_warmup_steps
     return made

@@ -88,7 +88,17 @@ REFUSED = {
     "two ways to cut": (["--micro-batch-size", "8", "--micro-batch-tokens", "900"], "two ways to cut an update"),
     "too few tokens": (["--micro-batch-tokens", "55"], "cannot hold one response"),
     "an engine of two processes": (["--tensor-parallel", "2"], "--tensor-parallel 2 does not divide"),
-    "parameters offloaded at stage 2": (["--offload", "parameters"], "--offload parameters needs --zero-stage 3"),
+    "parameters offloaded at stage 2": (
+        ["--offload", "parameters", "--zero-stage", "2"],
+        "--offload parameters needs --zero",
+    ),
+    "adapters to a base that was dropped": (
+        ["--lora-rank", "4", "--lora-sync", "adapter", "--vllm-sleep-level", "2"],
+        "drops the base model's weights",
+    ),
+    "GPUs without a plan": (["--plan-gpus", "8"], "add --plan True"),
+    "no GPUs to plan for": (["--plan", "True", "--plan-gpus", "0"], "--plan-gpus is 0"),
+    "a plan for the embedded model": (["--plan", "True"], "--plan is for real models"),
     "targets without adapters": (["--lora-targets", "q_proj"], "--lora-targets is not used without --lora-rank"),
     "negative rank": (["--lora-rank", "-1"], "--lora-rank is -1"),
     "no checkpoint kept": (["--keep", "0"], "--keep is 0"),

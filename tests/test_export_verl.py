@@ -133,6 +133,15 @@ def test_overrides_are_quoted_for_hydra(value, written):
     assert as_override("a.b", value) == f"a.b={written}"
 
 
+def test_micro_batches_are_cut_as_here(no_hub):
+    by_tokens, by_number = of("--micro-batch-tokens=4096"), of("--micro-batch-size=2")
+    assert by_tokens["actor_rollout_ref.actor.use_dynamic_bsz"] is True
+    assert by_tokens["actor_rollout_ref.actor.ppo_max_token_len_per_gpu"] == 4096
+    assert not any("micro_batch_size" in name for name in by_tokens)
+    assert {value for name, value in by_number.items() if "micro_batch_size" in name} == {2}
+    assert "actor_rollout_ref.actor.use_dynamic_bsz" not in by_number
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -140,7 +149,6 @@ def test_overrides_are_quoted_for_hydra(value, written):
         (["--ignore-no-eos=True"], "--overlong-buffer punishes them"),
         (["--prompt-template=r1"], "VeRL has no stop strings"),
         (["--lora-rank=2", "--lora-alpha=1.5"], "round --lora-alpha"),
-        (["--micro-batch-tokens=4096"], "give --micro-batch-size"),
         (["--lm-head-fp32=True"], "leave --lm-head-fp32 out"),
         (["--loss-scale=8"], "leave out those of loss scaling"),
         (["--log-weight-clamp=5"], "--log-weight-clamp takes 20 or 0"),

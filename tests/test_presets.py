@@ -67,7 +67,7 @@ def test_its_batches_divide_and_its_lengths_fit(name):
     update = config.training.train_batch_size
     assert config.sequences_per_step == config.sampling.rollout_batch_size * config.sampling.num_samples
     assert config.updates_per_step * update == config.sequences_per_step
-    assert update % (processes * config.training.micro_batch_size) == 0
+    assert update % (processes * (config.training.micro_batch_size or 1)) == 0
     assert config.sampling.rollout_batch_size % processes == 0
     if not config.is_embedded:
         assert config.max_model_len <= MODELS[config.model.model]["max_position_embeddings"]

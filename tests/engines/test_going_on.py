@@ -91,6 +91,24 @@ def test_weights_after_a_kill_are_bitwise_those_of_a_straight_run(tmp_path):
     assert len(set(scales)) > 1, "the scale never moved, so the scaler's state was not tested"
 
 
+def test_in_bf16_a_run_goes_on_at_stage_1_where_no_loss_scaler_is(tmp_path):
+    """DeepSpeed's stage 1 in BF16 is another class; from the same checkpoint it makes the step that stage 2 makes."""
+    options = ["--dtype=bf16", "--wandb=disabled", "--eval-steps=0", "--save-every=1", "--keep=3", "--max-steps=2"]
+    options += ["--rollout-batch-size=16", "--train-batch-size=64"]
+
+    def run(folder, *more) -> dict:
+        command = [sys.executable, str(ROOT / "train.py"), f"--output-dir={folder}", *options, *more]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "Virtual Memory" not in done.stdout, "DeepSpeed prints its memory"
+        return load_file(folder / "checkpoints" / "step-000002" / "weights-0000.safetensors")
+
+    straight = run(tmp_path / "two", "--zero-stage=2")
+    other = run(tmp_path / "one", "--zero-stage=1", f"--resume={tmp_path}/two/checkpoints/step-000001")
+    assert straight.keys() == other.keys() and {name.split("/")[0] for name in other} >= {"master", "exp_avg"}
+    assert max((straight[name] - other[name]).abs().max().item() for name in other) < 1e-6
+
+
 def test_a_checkpoint_of_another_model_is_recognised_and_named(tmp_path):
     from learners.training_state import refuse_another_model
     from tasks.errors import UsageError

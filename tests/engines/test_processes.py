@@ -46,6 +46,9 @@ def masters(tmp_path_factory):
         "two-checkpointing": two_processes(
             script, str(out / "two-checkpointing"), "3", "--gathered", "--gradient-checkpointing=True"
         ),
+        "fp16": [sys.executable, script, str(out / "fp16"), "1,2,3", "--dtype=fp16", "--micro-batch-size=4"],
+        "bf16": [sys.executable, script, str(out / "bf16"), "1,2,3", "--dtype=bf16", "--micro-batch-size=4"],
+        "two-bf16": two_processes(script, str(out / "two-bf16"), "1", "--dtype=bf16", "--micro-batch-size=4"),
     }
     for command in runs.values():
         done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=180)  # or it hangs
@@ -70,6 +73,14 @@ def test_parameters_are_those_of_one_process_with_zero_2(masters, name):
     moved = apart({n: p.detach() for n, p in start.named_parameters()}, masters["one-2"])
     assert moved > 3e-4, "the updates changed next to nothing, so this test shows nothing"
     assert apart(masters["one-2"], masters[name]) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "other"), [("fp16-1", "fp16-2"), ("fp16-3", "fp16-2"), ("bf16-1", "bf16-2"),
+                                             ("bf16-3", "bf16-2"), ("two-bf16-1", "bf16-2")])  # fmt: skip
+def test_in_half_precision_the_stage_makes_no_difference_either(masters, name, other):
+    """BF16 has another optimiser class at stage 1 (BF16_Optimizer), and ZeRO-3 another linear layer and other rotary
+    frequencies unless it is kept from them (loading.py, strategy.py): without either the masters part by 4e-4."""
+    assert apart(masters[other], masters[name]) < 1e-6
 
 
 def test_processes_with_different_numbers_of_chunks_do_not_wait_for_each_other(tmp_path):
