@@ -310,7 +310,7 @@ def test_no_gpu_and_no_hub_get_one_sentence(seven_billion, monkeypatch, capsys):
 def gpu_commands() -> list[tuple[int, list[str]]]:
     """(GPUs, words) of the README's commands for one GPU and for eight."""
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    after = text[text.index("On one GPU:") :]
+    after = text[text.index("On one GPU") :]
     lines = [
         line.split()
         for line in after.splitlines()
