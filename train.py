@@ -5,6 +5,7 @@ The way of the data: command line -> config -> task (prompts, reward), actor (vL
 """
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -186,7 +187,6 @@ def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None =
     marks = {} if marks is None else marks
     precision, args, sampling = Precision.of(config.precision), to_oat_args(config), config.sampling
     launch = Launch.from_environment()
-    evaluated = len(eval_prompts) * config.evaluation.eval_n if config.evaluation.eval_steps > 0 else 0
     processes = Processes(launch.rank, launch.world_size, sampling.tensor_parallel)
     learner = PolicyLearner(config, args, precision, prompts, eval_prompts, log, processes)
     marks["learner"] = time.perf_counter()
@@ -194,7 +194,7 @@ def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None =
         config.model_path,
         precision.sample,
         max_model_len=config.max_model_len,
-        max_num_seqs=min(-(-max(config.sequences_per_step, evaluated) // processes.engines), 512),
+        max_num_seqs=sequences_at_once(config, len(eval_prompts), processes.engines),
         seed=config.training.seed,
         gpu_memory_utilization=sampling.vllm_gpu_ratio,
         enforce_eager=sampling.enforce_eager,
@@ -207,6 +207,12 @@ def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None =
     learner.attach(MathActor(args, engine, task.grade, task.template.stop, task.timeouts))
     marks["sampler"] = time.perf_counter()
     return learner
+
+
+def sequences_at_once(config: Config, eval_prompts: int, engines: int) -> int:
+    """How many an engine decodes at once, at most 512: its part of a step, or of an evaluation where that is more."""
+    evaluated = eval_prompts * config.evaluation.eval_n if config.evaluation.eval_steps > 0 else 0
+    return min(math.ceil(max(config.sequences_per_step, evaluated) / engines), 512)
 
 
 if __name__ == "__main__":

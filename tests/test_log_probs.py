@@ -193,6 +193,17 @@ def test_without_a_mask_all_is_as_with_one(family, attention, dtype):
         assert torch.equal(of_mask, of_none)
 
 
+def test_the_decoder_gets_token_ids_alone():
+    """A mask, or position ids, would turn fused attention kernels off."""
+    model, asked = TokenLogProbs(build("qwen2", "sdpa")), []
+    model.causal_lm.get_decoder().register_forward_pre_hook(
+        lambda _, args, named: asked.append({name for name, value in named.items() if torch.is_tensor(value)}),
+        with_kwargs=True,
+    )
+    model(*draw_batch())
+    assert asked == [{"input_ids"}]
+
+
 def test_a_model_that_looks_ahead_is_recognised_and_keeps_its_mask():
     from transformers import AutoModelForCausalLM
 

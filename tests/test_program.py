@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+import train
+from learners.config import parse
 from learners.run_log import RunLog
 from tasks.errors import NonFiniteError, UsageError, run_program
 
@@ -38,3 +40,17 @@ def test_a_warning_is_said_once_for_a_row_with_one_topic(capsys):
     assert capsys.readouterr().out.split("\n")[:-1] == [
         f"WARNING: of {t}" for t in ("overflow", *["equal rewards"] * 2)
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "eval_prompts", "engines", "expected"),
+    [
+        ([], 256, 1, 512),
+        (["--rollout-batch-size=16"], 30, 2, 64),  # 16 x 8 responses on two engines
+        (["--rollout-batch-size=16", "--eval-n=32", "--eval-temperature=0.6"], 30, 4, 240),  # 30 x 32 are evaluated
+        (["--rollout-batch-size=16", "--eval-n=32", "--eval-temperature=0.6", "--eval-steps=0"], 30, 4, 32),
+        (["--rollout-batch-size=16", "--eval-n=32", "--eval-temperature=0.6"], 30, 1, 512),
+    ],
+)
+def test_an_engine_is_made_for_its_part_of_a_step_or_of_an_evaluation(options, eval_prompts, engines, expected):
+    assert train.sequences_at_once(parse(options), eval_prompts, engines) == expected

@@ -18,6 +18,13 @@ def test_a_driver_too_old_for_this_torch_is_refused_by_name():
         runtime.refuse_a_gpu_out_of_reach((GPU, GPU))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here, a GPU is within reach")
+def test_it_is_refused_before_anything_else(monkeypatch):
+    monkeypatch.setattr(runtime, "gpus", lambda: (GPU,))
+    with pytest.raises(UsageError, match="Install a newer driver"):
+        runtime.prepare({torch.float16})
+
+
 def test_no_gpu_is_nothing_to_refuse():
     runtime.refuse_a_gpu_out_of_reach(())
 
