@@ -4,7 +4,6 @@ A part is what is done with one build of both engines, or with runs of train.py;
 Engines are built and driven by the pieces that train.py is made of.
 """
 
-import importlib.util
 import json
 import math
 import os
@@ -263,14 +262,13 @@ def random_model(folder: Path, shape: tuple[int, ...]) -> None:
 
 
 def planned_gib(config) -> float | None:
-    """Peak memory of a GPU as the plan of `--plan True` has it; None where there is no GPU or no plan."""
+    """Peak memory of a GPU as the plan of `--plan True` has it; None where there is no GPU."""
     from actors.devices import gpus
     from actors.launch import Launch
-
-    if not gpus() or importlib.util.find_spec("learners.memory_advice") is None:
-        return None
     from learners.memory_advice import plan_for
 
+    if not gpus():
+        return None
     return plan_for(config, Launch.from_environment())[0].peak / 2**30
 
 
@@ -315,7 +313,7 @@ def speed(visit: Visit, part: "Part") -> Iterator[Row]:
     options = [
         f"--model={folder}", "--prompt-max-length=32", f"--generate-max-length={tokens}", "--vllm-gpu-ratio=0.3",
         f"--rollout-batch-size={prompts}", f"--train-batch-size={2 * prompts}", "--micro-batch-tokens=16384",
-        "--gradient-checkpointing=True", f"--vllm-sleep-level={sleep_level}",
+        "--gradient-checkpointing=True", f"--vllm-sleep-level={sleep_level}", "--train-on-all=True",
     ]  # fmt: skip
     with built_learner(visit, *options, *part.options) as learner, peak_memory() as peak:
         engine = learner.actor.engine
