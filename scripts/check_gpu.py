@@ -191,7 +191,10 @@ def main(arguments: Arguments) -> int:
     """Returns the exit code: 0 all holds, 1 something does not."""
     unknown = [name for name in arguments.names if name not in CHECKS]
     require(not unknown, f"There is no check {', '.join(unknown)}; there are: {', '.join(CHECKS)}.")
-    require("RANK" not in os.environ, "This program starts its processes itself: run it once, without torchrun.")
+    require(
+        int(os.environ.get("WORLD_SIZE", 1)) == 1,
+        "This program starts its processes itself: run it once, without torchrun.",
+    )
     if arguments.small:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     about, gpus = versions()

@@ -15,7 +15,7 @@ from tests.engines.fixed_batch import fixed_batch, learner_alone
 
 
 def batch_with_little_to_teach(learner):
-    batch = fixed_batch(32)
+    batch = fixed_batch(16)
     generator = torch.Generator().manual_seed(1)
     noise = 0.1 * torch.randn(batch.mu_logp.shape, generator=generator)
     log_pi = learner.updater._without_gradient(batch, learner.updater.log_probs)
@@ -51,7 +51,7 @@ def gradient_of(learner, batch) -> torch.Tensor:
 if __name__ == "__main__":
     folder, *stages = sys.argv[1:]
     for stage in stages:
-        arguments = [f"--zero-stage={stage}", "--dtype=fp32", "--learning-rate=1e-30", "--train-batch-size=32"]
+        arguments = [f"--zero-stage={stage}", "--dtype=fp32", "--learning-rate=1e-30", "--train-batch-size=16"]
         arguments += ["--micro-batch-size=1"]  # alone, a response's log-probabilities are the same to the bit
         with learner_alone(Path(folder) / stage, *arguments) as learner:
             from learners.objectives import OBJECTIVES

@@ -134,7 +134,8 @@ def test_forward_passes_are_as_many_as_the_objective_needs(learner):
 
     counted = []
     hook = learner.causal_lm.get_decoder().register_forward_hook(lambda *_: counted.append(1))
-    micro_batches = learner.config.sequences_per_step // learner.config.training.micro_batch_size
+    training = learner.config.training
+    micro_batches, training.train_on_all = learner.config.sequences_per_step // training.micro_batch_size, True
     try:
         for name, made in OBJECTIVES.items():
             learner.updater.objective, learner.updater.thresholds = made, {}
@@ -143,6 +144,7 @@ def test_forward_passes_are_as_many_as_the_objective_needs(learner):
             assert len(counted) == (2 if made.needs_pi_old else 1) * micro_batches, name
     finally:
         hook.remove()
+        training.train_on_all = False
         learner.updater.objective = OBJECTIVES["pg-seq-is"]
 
 
