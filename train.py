@@ -49,13 +49,16 @@ def show_plan(config: Config) -> int:
 
     plan, sentence = plan_for(config, config.planned_launch() or Launch.from_environment())
     if is_first():
-        print(table(plan))
-    return refuse(UsageError(sentence)) if sentence else 0
+        print(table(plan), flush=True)
+    return refuse(UsageError(sentence.replace(" (--plan True shows the sum)", ""))) if sentence else 0
 
 
 def refuse(error: UsageError) -> int:
     if is_first():
-        print(f"train.py: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        print(f"train.py: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(3)  # a launcher ends all processes with the first that leaves: let that one have spoken
     return 2
 
 

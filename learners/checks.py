@@ -162,6 +162,10 @@ def _check_memory(config: Config, asked_for: dict) -> None:
         require(value is None or memory.plan, f"{option} describes GPUs to plan for; add --plan True.")
         require(value is None or value > 0, f"{option} is {value}; it must be greater than 0.")
     require(
+        (memory.plan_memory or 0) <= 1000,
+        f"--plan-memory {memory.plan_memory} is no GPU's memory in GiB; nvidia-smi shows MiB, 1,024 of which are one.",
+    )
+    require(
         not (memory.plan and config.is_small),
         "--plan is for real models: the embedded one fits anywhere; name a --model or a --preset.",
     )

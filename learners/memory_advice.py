@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from actors.devices import gpus
 from actors.launch import Launch
-from learners.memory_plan import GIB, Plan, Setting, make_plan
+from learners.memory_plan import GIB, HEADROOM, Plan, Setting, make_plan
 from learners.model_shape import ModelShape, shape_of
 from tasks.errors import UsageError, require
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from learners.config import Config
 
 STAGES = (1, 2, 3)
+HOST_BYTES = 18  # of an offloaded parameter: master, gradient, two moments, a half copy
 RATIOS = (0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
 
 
@@ -96,10 +97,10 @@ def refusal(plan: Plan, shape: ModelShape, local_processes: int) -> str:
         shape: of the model.
         local_processes: on one machine; tensor-parallel peers are of these.
     """
-    if plan.peak > plan.setting.gpu:
+    if plan.peak > HEADROOM * plan.setting.gpu:
         what = (
             f"This run does not fit: each process would hold {plan.peak / GIB:.1f} GiB ({plan.fullest}) on a GPU of "
-            f"{plan.setting.gpu / GIB:.1f}"
+            f"{plan.setting.gpu / GIB:.1f}, of which {1 - HEADROOM:.0%} are to be left"
         )
     else:
         what = (
@@ -110,8 +111,13 @@ def refusal(plan: Plan, shape: ModelShape, local_processes: int) -> str:
     for some in [*itertools.combinations(single, 1), *itertools.combinations(single, 2)]:
         changes = {name: value for _, change in some for name, value in change.items()}
         if len(changes) == len(some) and make_plan(replace(plan.setting, **changes), shape).fits:
-            return f"{what}; use {' '.join(option for option, _ in some)} (--plan True shows the sum)."
-    return f"{what}; no memory option mends that, use more GPUs (--plan True shows the sum)."
+            options = " ".join(option for option, _ in some)
+            price = f", {HOST_BYTES} bytes of host memory a trained parameter" if "--offload" in options else ""
+            return f"{what}; use {options}{price} (--plan True shows the sum)."
+    return (
+        f"{what}; no memory option mends that, nor do two: use more or larger GPUs, or a smaller --generate-max-length "
+        "(--plan True shows the sum)."
+    )
 
 
 def candidates(setting: Setting, local_processes: int) -> Iterator[tuple[str, dict[str, object]]]:
@@ -134,6 +140,7 @@ def candidates(setting: Setting, local_processes: int) -> Iterator[tuple[str, di
             yield f"--tensor-parallel {peers}", {"tensor_parallel": peers}
     if setting.offload == "none":
         yield "--offload optimizer", {"offload": "optimizer"}
+        yield "--zero-stage 3 --offload parameters", {"offload": "parameters", "stage": 3}
 
 
 def table(plan: Plan) -> str:
@@ -153,10 +160,11 @@ def table(plan: Plan) -> str:
         if any(sizes):
             lines.append(line.ljust(34) + "".join(_cell(size) for size in sizes))
     lines.append("in all".ljust(34) + "".join(_cell(plan.total(moment)) for moment in plan.moments))
+    cache = f"a cache of {sampler.cache / GIB:.1f} for {int(sampler.sequences(setting.length))} sequences"
     lines += [
         "",
-        f"vLLM's {sampler.share / GIB:.1f}: weights {sampler.weights / GIB:.1f}, cache {sampler.cache / GIB:.1f} for "
-        f"{max(sampler.sequences(setting.length), 0):.1f} sequences of {setting.length:,} tokens at once, and a "
+        f"vLLM's {sampler.share / GIB:.1f}: weights {sampler.weights / GIB:.1f}, "
+        f"{cache if plan.sampler_has_room else 'no room for one sequence'} of {setting.length:,} tokens at once, and a "
         "workspace, an estimate",
         "By arithmetic (learners/memory_plan.py); nothing was measured on a GPU.",
     ]

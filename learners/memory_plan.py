@@ -29,6 +29,7 @@ CONTEXT = 1 * GIB  # of CUDA, with what the driver keeps for itself
 NCCL = 1 * GIB  # of its communicators, with several processes
 FRAGMENTS = 2 * GIB  # that torch's allocator holds beside what is used
 VLLM_WORKSPACE = 3 * GIB  # of vLLM's share: its activations, logits and CUDA graphs
+HEADROOM = 0.98  # of the memory may be planned: estimates that leave nothing would promise too much
 VLLM_ASLEEP = 2 * GIB  # what vLLM keeps while it sleeps: CUDA graphs and workspace
 
 STARTS, SAMPLING, BACKWARD, UPDATE = "vLLM starts", "sampling", "backward", "update"
@@ -103,7 +104,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.peak <= self.setting.gpu and self.sampler_has_room
+        return self.peak <= HEADROOM * self.setting.gpu and self.sampler_has_room
 
 
 def make_plan(setting: Setting, shape: ModelShape) -> Plan:

@@ -48,6 +48,7 @@ def _fetch_model_config(model: str) -> str:
     require(not looks_like_a_path, f"{missing} nor a hub id; check the path.")
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         cached = try_to_load_from_cache(model, "config.json")
@@ -58,6 +59,14 @@ def _fetch_model_config(model: str) -> str:
         return hf_hub_download(model, "config.json")
     except UsageError:
         raise
+    except HfHubHTTPError as error:  # it answered
+        raise UsageError(f"{missing} nor a model that the hub gives ({_first_line(error)}).") from error
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"{missing} nor a model that the hub gives ({reason}).") from error
+        raise UsageError(
+            f"--model {model} is no folder here, and the hub cannot be reached ({_first_line(error)}); name a folder "
+            "that holds the model (for --plan True its config.json is enough)."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

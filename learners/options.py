@@ -226,7 +226,7 @@ class MemoryOptions:
     plan_gpus: Chosen[int] = None
     """with --plan: of so many GPUs, a process each (default: the processes of this launch)"""
     plan_memory: Chosen[float] = None
-    """with --plan: of so much memory each; GiB as nvidia-smi counts, an 80 GB card has 80 (default: this machine's)"""
+    """with --plan: of so much memory each, GiB; nvidia-smi shows 79.6 on an 80 GB card (default: this machine's)"""
 
 
 @dataclass

@@ -198,6 +198,8 @@ def main(arguments: Arguments) -> int:
     if arguments.small:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     about, gpus = versions()
+    folder_or_id = arguments.model == "embedded" or Path(arguments.model).is_dir() or arguments.model.count("/") == 1
+    require(folder_or_id, f"--model {arguments.model} is neither a folder nor a hub id; check the path.")
     require(arguments.small or gpus > 0, "There is no GPU here; --small runs what a CPU can show.")
     folder = arguments.output_dir or Path(f"runs/check-gpu-{time.strftime('%Y%m%d-%H%M%S')}")
     require(not folder.exists() or not any(folder.iterdir()), f"{folder} is not empty; name a new --output-dir.")
