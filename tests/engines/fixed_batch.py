@@ -84,6 +84,14 @@ def learner_alone(folder: Path, *arguments: str):
     task.close()
 
 
+def leave() -> None:
+    """Part from the other processes, as train.py does at its end: a process that ends with the group's threads still
+    running may be aborted for it."""
+    from actors import runtime
+
+    runtime.leave_process_group()
+
+
 def five_updates(learner, to: str) -> None:
     from learners.step import Step
     from learners.weights import master
@@ -102,3 +110,4 @@ if __name__ == "__main__":
     for each in stages.split(","):
         with learner_alone(Path(f"{where}-run"), f"--zero-stage={each}", "--dtype=fp32", *rest) as built:
             five_updates(built, f"{where}-{each}.safetensors")
+    leave()

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from tests.engines.fixed_batch import fixed_batch, learner_alone
+from tests.engines.fixed_batch import fixed_batch, learner_alone, leave
 
 
 def batch_with_little_to_teach(learner):
@@ -67,3 +67,4 @@ if __name__ == "__main__":
                 apart = ((whole - part).norm() / whole.norm()).item()
                 if learner.processes.rank == 0:
                     print(f"{stage} {name} {apart:.3g} {share:.3g}", flush=True)
+    leave()

@@ -22,7 +22,7 @@ from learners.config import Config, parse
 from learners.memory_advice import setting_of
 from learners.memory_plan import BACKWARD, BUCKET, SAMPLING, STARTS, Plan, make_plan
 from learners.model_shape import shape_of
-from tests.engines.fixed_batch import fixed_batch
+from tests.engines.fixed_batch import fixed_batch, leave
 
 LINES = ("weights", "FP32 master weights", "AdamW's moments", "gradients")
 
@@ -96,4 +96,5 @@ if __name__ == "__main__":
     responses = fixed_batch()
     sums = {case: measure(config, plans[case], responses) for case, config in configs.items()}
     if Launch.from_environment().rank == 0:
-        print(json.dumps(sums))
+        print(json.dumps(sums), flush=True)
+    leave()

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.engines.fixed_batch import fixed_batch, learner_alone
+from tests.engines.fixed_batch import fixed_batch, learner_alone, leave
 
 LORA = ("--lora-rank=3", "--lora-sync=merge", "--learning-rate=1e-2")
 
@@ -111,3 +111,4 @@ if __name__ == "__main__":
     where, cases, *rest = sys.argv[1:]
     for each in cases.split(","):
         run_case(Path(where) / each, each, rest)
+    leave()

@@ -34,12 +34,13 @@ def test_all_that_a_cpu_can_show_holds(tmp_path):
 
 
 def test_what_crashes_is_a_row_with_the_error(tmp_path):
-    done, rows = check(tmp_path / "out", "--small", "dtypes", f"--model={tmp_path / 'nowhere'}")
+    (tmp_path / "nothing").mkdir()
+    done, rows = check(tmp_path / "out", "--small", "dtypes", f"--model={tmp_path / 'nothing'}")
     assert done.returncode == 1
     assert [(row["check"], row["part"], row["holds"]) for row in rows[1:]] == [
         ("dtypes", dtype, False) for dtype in ("fp16", "bf16", "fp32")
     ]
-    assert all("Error" in row["figure"] and "nowhere" in row["figure"] for row in rows[1:])
+    assert all("Error" in row["figure"] and "nothing" in row["figure"] for row in rows[1:])
     assert done.stdout.count("FAILS") == 6, "as they come, and in the table"
 
 
@@ -52,7 +53,11 @@ def test_what_hangs_is_ended_in_time(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--small", "sinc"], "There is no check sinc; there are: dtypes, "), ([], "There is no GPU here; --small")],
+    [
+        (["--small", "sinc"], "There is no check sinc; there are: dtypes, "),
+        (["--small", "--model=/no/where"], "--model /no/where is neither a folder nor a hub id; check the path."),
+        ([], "There is no GPU here; --small"),
+    ],
 )
 def test_what_is_refused(tmp_path, monkeypatch, arguments, said):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
