@@ -13,9 +13,12 @@ import time
 STARTED = time.perf_counter()
 
 from actors.launch import Launch
+from actors.startup import importing, let_threads_sleep
 from learners.config import Config, parse
 from learners.presets import table
 from tasks.errors import NonFiniteError, UsageError
+
+let_threads_sleep()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,8 +83,9 @@ def load_task(config: Config):
     Raises:
         UsageError: the data or the tokenizer will not do.
     """
-    from tasks.prompts import PromptStream, build_prompts, load_tokenizer
-    from tasks.registry import TASKS
+    with importing():
+        from tasks.prompts import PromptStream, build_prompts, load_tokenizer
+        from tasks.registry import TASKS
 
     task = TASKS[config.task.task].build(config)
     tokenizer = load_tokenizer(config.model_path, config.model.trust_remote_code)
@@ -104,7 +108,6 @@ def train(config: Config, task, prompts, eval_prompts) -> int:
     from actors import runtime
     from learners.interruption import Stopped
 
-    marks["imports"] = time.perf_counter()
     log, checkpoint = open_log(config, {"train_prompts": len(prompts), "eval_prompts": len(eval_prompts)})
     status, learner = "failed", None
     try:
@@ -162,11 +165,12 @@ def prepare(config: Config) -> None:
     Raises:
         UsageError: an option needs a GPU and there is none.
     """
-    from actors import runtime
-    from learners.precision import Precision
+    with importing():
+        from actors import runtime
+        from learners.precision import Precision
 
-    precision = Precision.of(config.precision)
-    runtime.prepare({precision.train, precision.sample}, config.precision.cpu_half)
+        precision = Precision.of(config.precision)
+        runtime.prepare({precision.train, precision.sample}, config.precision.cpu_half)
     runtime.require_gpu_for({"--offload": config.training.offload != "none", "--vllm-sleep-level": config.sleeps})
     runtime.init_process_group()
 
@@ -178,16 +182,18 @@ def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None =
         config: resolved.
         task, prompts, eval_prompts: from `load_task`.
         log: a `RunLog`.
-        marks: takes the times at which learner and sampler stood (perf_counter).
+        marks: takes the times at which modules were loaded, and learner and sampler stood (perf_counter).
     """
-    from actors.engine import SamplingEngine
-    from actors.math_actor import MathActor
-    from learners.oat_args import to_oat_args
-    from learners.policy_learner import PolicyLearner
-    from learners.precision import Precision
-    from learners.processes import Processes
+    with importing():
+        from actors.engine import SamplingEngine
+        from actors.math_actor import MathActor
+        from learners.oat_args import to_oat_args
+        from learners.policy_learner import PolicyLearner
+        from learners.precision import Precision
+        from learners.processes import Processes
 
     marks = {} if marks is None else marks
+    marks["imports"] = time.perf_counter()
     precision, args, sampling = Precision.of(config.precision), to_oat_args(config), config.sampling
     launch = Launch.from_environment()
     processes = Processes(launch.rank, launch.world_size, sampling.tensor_parallel)

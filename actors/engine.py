@@ -63,6 +63,7 @@ class SamplingEngine:
             )
         _leave_the_process_group_to_the_learner()
         _leave_tokens_of_log_probs_undecoded()
+        _look_at_models_in_this_process()
         arguments = {}
         if torch.cuda.is_available():
             arguments |= {"gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
@@ -253,6 +254,14 @@ def _leave_tokens_of_log_probs_undecoded() -> None:
         return made_with(cls, None, request)
 
     LogprobsProcessor.from_new_request = classmethod(without_tokenizer)
+
+
+def _look_at_models_in_this_process() -> None:
+    """The first time on a machine that vLLM meets a kind of model, it looks at it in another process, which loads vLLM
+    anew, lest CUDA be initialised in this one. Here the engine itself is in this one."""
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda look: look()
 
 
 def _name_shared_memory_after_the_run() -> None:

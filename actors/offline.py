@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from actors.startup import importing
 from tasks.errors import require
 
 
@@ -100,15 +101,17 @@ def open_engine(options: OfflineOptions, model_path: str, dtype, max_model_len: 
         dtype: torch's.
         max_model_len: longest prompt and response together, tokens.
     """
-    from actors import batch_invariant, runtime
+    with importing():
+        from actors import batch_invariant, runtime
 
-    half = runtime.prepare({dtype}, options.cpu_half)
+        half = runtime.prepare({dtype}, options.cpu_half)
     if options.batch_invariant:
         if batch_invariant.is_supported():
             batch_invariant.enable(half)
         else:
             print("This GPU has no batch-invariant kernels: a response may depend on what is sampled beside it.")
-    from actors.engine import SamplingEngine
+    with importing():
+        from actors.engine import SamplingEngine
 
     return SamplingEngine(
         model_path,

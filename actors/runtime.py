@@ -20,6 +20,8 @@ from actors.devices import Gpu, gpus
 from actors.launch import Launch
 from tasks.errors import UsageError, require
 
+COMPILER = "torch._inductor.lowering"  # the part of torch's compiler that vLLM loads, and that loads much of the rest
+
 
 def prepare(dtypes: set[torch.dtype], cpu_half_mode: str = "auto") -> cpu_half.Fp32Accumulate | None:
     """Make Oat, vLLM and DeepSpeed importable and able to work in this process, on whatever device is there.
@@ -38,11 +40,14 @@ def prepare(dtypes: set[torch.dtype], cpu_half_mode: str = "auto") -> cpu_half.F
     Launch.from_environment().export(visible_gpus=torch.cuda.device_count())
     _set_environment(dtypes)
     _sum_in_fp32()
+    _name_callers_without_their_source()
     _stand_in_for_absent_modules()
     if not torch.cuda.is_available():
         _stand_in_for_cuda()
         _let_deepspeed_train_fp16_on_cpu()
     _quieten()
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        _load_no_compiler(for_vllm=bool(dtypes))
     return cpu_half.install(dtypes, cpu_half_mode)
 
 
@@ -149,6 +154,33 @@ def _quieten() -> None:
     logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # no Triton on a CPU: expected
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _load_no_compiler(for_vllm: bool) -> None:
+    """torch.compile loads the compiler even where TORCH_COMPILE_DISABLE has it do nothing; so does vLLM, to tell it of
+    operators of its own, and goes on without where it cannot be imported.
+
+    Args:
+        for_vllm: vLLM will be used; it is loaded here.
+    """
+    torch.compile = lambda model=None, **_: model if model is not None else lambda function: function
+    if for_vllm and COMPILER not in sys.modules:
+        sys.modules[COMPILER] = None  # Python's way to say that there is no such module
+        try:
+            import vllm  # noqa: F401
+        finally:
+            del sys.modules[COMPILER]
+
+
+def _name_callers_without_their_source() -> None:
+    """For each of the operators that vLLM defines, torch notes file and line, and reads the whole file to find them."""
+    from torch._library import utils
+
+    def get_source(stacklevel: int) -> str:
+        frame = sys._getframe(stacklevel)
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+    utils.get_source = get_source
 
 
 def _stand_in_for_absent_modules() -> None:

@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 import tyro
 
+from actors.startup import let_threads_sleep
+
 
 @dataclass
 class Arguments:
@@ -264,6 +266,7 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
+    let_threads_sleep()
     arguments = tyro.cli(Arguments)
     if arguments.worker:
         spec = json.loads(arguments.worker)

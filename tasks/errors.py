@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from actors.startup import let_threads_sleep
+
 
 class UsageError(ValueError):
     """What was asked for cannot work; the message is one sentence that says what to do. Ends a program with code 2."""
@@ -34,6 +36,7 @@ def run_program(main: Callable[[], int], *, goes_on: bool = False) -> NoReturn:
         main: the program.
         goes_on: whether the same command, given again, takes up what an interrupted one has done.
     """
+    let_threads_sleep()
     name = Path(sys.argv[0]).name
     try:
         code = main()

@@ -1,5 +1,6 @@
 """What is settled before an engine is imported: a GPU that is out of reach, and how products are summed."""
 
+import inspect
 import os
 
 import pytest
@@ -42,3 +43,13 @@ def test_fp32_attention_is_fp32(dtypes, expected, monkeypatch):
     monkeypatch.setattr(os, "environ", {"PATH": os.environ["PATH"]})
     runtime._set_environment(dtypes)
     assert os.environ.get("TRITON_F32_DEFAULT") == expected
+
+
+def test_a_caller_is_named_as_torch_names_it(monkeypatch):
+    from torch._library import utils
+
+    monkeypatch.setattr(utils, "get_source", utils.get_source)  # and back, at the end
+    by_torch = utils.get_source(1)
+    runtime._name_callers_without_their_source()
+    assert utils.get_source(1).split(":")[0] == by_torch.split(":")[0] == __file__
+    assert utils.get_source(1).split(":")[1] == str(inspect.currentframe().f_lineno)
