@@ -13,10 +13,10 @@ import time
 STARTED = time.perf_counter()
 
 from actors.launch import Launch
-from actors.startup import importing, let_threads_sleep
 from learners.config import Config, parse
 from learners.presets import table
 from tasks.errors import NonFiniteError, UsageError
+from tasks.startup import importing, let_threads_sleep
 
 let_threads_sleep()
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from actors.startup import let_threads_sleep
+from tasks.startup import let_threads_sleep
 
 
 class UsageError(ValueError):

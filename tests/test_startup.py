@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from actors.startup import SPINS, importing, let_threads_sleep
+from tasks.startup import SPINS, importing, let_threads_sleep
 from tests.conftest import ROOT
 
 
