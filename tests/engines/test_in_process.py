@@ -64,7 +64,8 @@ def test_text_and_log_probabilities_are_those_that_vllm_makes_token_by_token(lea
     theirs = actor.sample(prompts, 7, range(64))
     for name in ("response", "response_ids", "response_logprobs", "rewards"):
         assert [getattr(t, name) for t in ours] == [getattr(t, name) for t in theirs], name
-    assert {5, 6} <= {len(t.response_ids) for t in ours}
+    lengths = [len(t.response_ids) for t in ours]
+    assert min(lengths) < 6 == max(lengths)
 
 
 def test_what_a_prompt_is_answered_does_not_depend_on_what_else_its_engine_samples(learner):
