@@ -72,12 +72,12 @@ def run_ours(spec: dict) -> dict:
     """Time steps of this project: the whole of each, its parts, and raw vLLM on the same prompts."""
 
     import train
-    from learners.config import parse
+    from learners.command_line import parse
 
     config = parse(spec["arguments"])
     task, prompts, eval_prompts = train.load_task(config)
     train.prepare(config)
-    from learners.run_log import NoLog
+    from learners.record.run_log import NoLog
 
     learner = train.build(config, task, prompts, eval_prompts, NoLog(Path(tempfile.gettempdir())))
     rows = []
@@ -116,7 +116,7 @@ def share_without_pi_old(learner, step) -> float:
     from dataclasses import replace
 
     from learners.objectives import OBJECTIVES
-    from learners.step import Step
+    from learners.rollouts.step import Step
 
     seconds = {}
     for name in ("pg-seq-is", "grpo"):
