@@ -13,10 +13,11 @@ import time
 STARTED = time.perf_counter()
 
 from actors.launch import Launch
-from learners.config import Config, parse
-from learners.presets import table
+from actors.startup import importing, let_threads_sleep
+from learners.command_line import parse
+from learners.options.config import Config
+from learners.options.presets import table
 from tasks.errors import NonFiniteError, UsageError
-from tasks.startup import importing, let_threads_sleep
 
 let_threads_sleep()
 
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         if config.memory.plan:
             return show_plan(config)
         if config.needs_memory_plan:
-            from learners.memory_advice import require_fit
+            from learners.memory.advice import require_fit
 
             require_fit(config, Launch.from_environment())
         task, prompts, eval_prompts = load_task(config)
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def show_plan(config: Config) -> int:
     """Print what each process would hold on its GPU. Returns the exit code: 0 it fits, 2 it does not."""
-    from learners.memory_advice import plan_for, table
+    from learners.memory.advice import plan_for, table
 
     plan, sentence = plan_for(config, config.planned_launch() or Launch.from_environment())
     if is_first():
@@ -106,7 +107,7 @@ def train(config: Config, task, prompts, eval_prompts) -> int:
     marks = {"command line and task": time.perf_counter()}
     prepare(config)
     from actors import runtime
-    from learners.interruption import Stopped
+    from learners.checkpoints.interruption import Stopped
 
     log, checkpoint = open_log(config, {"train_prompts": len(prompts), "eval_prompts": len(eval_prompts)})
     status, learner = "failed", None
@@ -142,10 +143,10 @@ def open_log(config: Config, notes: dict):
     Raises:
         UsageError: the checkpoint that ``--resume`` names is damaged.
     """
-    from learners.checkpoint import find_checkpoint
-    from learners.processes import from_first
-    from learners.run_log import NoLog, RunLog, default_folder
-    from learners.training_state import log_state
+    from actors.processes import from_first
+    from learners.checkpoints.folders import find_checkpoint
+    from learners.checkpoints.training_state import log_state
+    from learners.record.run_log import NoLog, RunLog, default_folder
 
     folder = from_first(default_folder(config))
     checkpoint, complaints = find_checkpoint(folder, config.output.resume)
@@ -167,7 +168,7 @@ def prepare(config: Config) -> None:
     """
     with importing():
         from actors import runtime
-        from learners.precision import Precision
+        from learners.options.precision import Precision
 
         precision = Precision.of(config.precision)
         runtime.prepare({precision.train, precision.sample}, config.precision.cpu_half)
@@ -187,10 +188,10 @@ def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None =
     with importing():
         from actors.engine import SamplingEngine
         from actors.math_actor import MathActor
-        from learners.oat_args import to_oat_args
+        from actors.processes import Processes
+        from learners.options.oat_args import to_oat_args
+        from learners.options.precision import Precision
         from learners.policy_learner import PolicyLearner
-        from learners.precision import Precision
-        from learners.processes import Processes
 
     marks = {} if marks is None else marks
     marks["imports"] = time.perf_counter()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from actors.startup import importing
 from tasks.errors import require
-from tasks.startup import importing
 
 
 @dataclass

@@ -19,22 +19,23 @@ from transformers.trainer import get_scheduler
 
 from actors import runtime
 from actors.math_actor import MathActor
-from learners import lora, weights
-from learners.checkpoint import Checkpoints, name_of
-from learners.config import Config
-from learners.evaluation import evaluate
-from learners.interruption import Interruption, Stopped
-from learners.loading import load_model, with_adapters
-from learners.log_probs import TokenLogProbs
-from learners.mismatch import derive
-from learners.precision import NAMES, TORCH_DTYPES, Precision
-from learners.processes import Processes, from_first
-from learners.rollouts import Rollouts, step_seed
-from learners.run_files import CHECKPOINTS
-from learners.run_log import RunLog
-from learners.step import Step
-from learners.strategy import PrecisionStrategy
-from learners.updates import Updater
+from actors.processes import Processes, from_first
+from learners.checkpoints import training_state
+from learners.checkpoints.folders import Checkpoints, name_of
+from learners.checkpoints.interruption import Interruption, Stopped
+from learners.model import lora, weights
+from learners.model.loading import load_model, with_adapters
+from learners.model.log_probs import TokenLogProbs
+from learners.options.config import Config
+from learners.options.precision import NAMES, TORCH_DTYPES, Precision
+from learners.record.evaluation import evaluate
+from learners.record.mismatch import derive
+from learners.record.run_files import CHECKPOINTS
+from learners.record.run_log import RunLog
+from learners.rollouts.collect import Rollouts, step_seed
+from learners.rollouts.step import Step
+from learners.update.strategy import PrecisionStrategy
+from learners.update.updater import Updater
 from tasks.errors import NonFiniteError
 from tasks.prompts import Prompt
 
@@ -44,7 +45,7 @@ class PolicyLearner(PPOLearner):
 
     Oat's `_init` and `run` start remote actors and talk to them; here the actor is an object. The model wrapper, the
     strategy, transitions and the vocabulary of the loop (`learn`, `sync_params_to_actors`, `evaluate`) are Oat's; the
-    update is `Updater`'s (learners/updates.py), its loss a pure function, chosen by name (learners/objectives.py).
+    update is `Updater`'s (learners/update), its loss a pure function, chosen by name (learners/objectives.py).
 
     Args:
         config: resolved.
@@ -171,7 +172,7 @@ class PolicyLearner(PPOLearner):
         self.save_models()
 
     def collect(self, number: int) -> Step:
-        """Sample and grade the prompts of a step (learners/rollouts.py)."""
+        """Sample and grade the prompts of a step (learners/rollouts/collect.py)."""
         step = self.rollouts.collect(number, self.actor)
         self.query_step += len(step.batch)
         return step
@@ -315,8 +316,6 @@ class PolicyLearner(PPOLearner):
     def save_checkpoint(self) -> Path | None:
         """Write everything that going on needs. Returns the folder, or None if it could not be written: then the run
         goes on, and the older checkpoints stay."""
-        from learners import training_state
-
         name = name_of(self.steps_done, self.in_progress.updates_done if self.in_progress else 0)
         problem = self.checkpoints.write(name, lambda folder: training_state.write(self, folder))
         if problem is None:
@@ -330,8 +329,6 @@ class PolicyLearner(PPOLearner):
         Raises:
             UsageError: it is of another model.
         """
-        from learners import training_state
-
         training_state.read(self, checkpoint)
         self.sync_params_to_actors()
 
@@ -346,7 +343,7 @@ class PolicyLearner(PPOLearner):
     # ------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy on the held-out problems at the current weights (learners/evaluation.py)."""
+        """Accuracy on the held-out problems at the current weights (learners/record/evaluation.py)."""
         return evaluate(self.config, self.actor, self.eval_prompts, self.processes)
 
     def evaluate_and_log(self, step: int) -> None:

@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from tasks.errors import UsageError, require, run_program
+from scripts.parts.program import run_program
+from tasks.errors import UsageError, require
 
 Dtype = Literal["fp16", "bf16", "fp32"]
 
@@ -155,7 +156,7 @@ def load_prompts(arguments: Arguments):
         UsageError: model, data or options will not do.
     """
     import train
-    from learners.config import parse
+    from learners.command_line import parse
     from tasks.prompts import PromptStream
 
     try:
@@ -208,8 +209,8 @@ def open_folder(arguments: Arguments, config, prompts) -> Path:
 def gather(arguments: Arguments, config, prompts, stop, folder: Path) -> dict:
     """Sample and score whatever is missing; returns the chunks of each dtype."""
     from actors import runtime
-    from learners.precision import TORCH_DTYPES
-    from scripts.analysis.responses import Chunks
+    from learners.options.precision import TORCH_DTYPES
+    from scripts.parts.responses import Chunks
 
     dtypes = {name: TORCH_DTYPES[name] for name in arguments.dtype}
     count = -(-len(prompts) // arguments.chunk)
@@ -220,8 +221,8 @@ def gather(arguments: Arguments, config, prompts, stop, folder: Path) -> dict:
     if not any(chunk.not_scored() for chunk in chunks.values()):
         print("every response is sampled and scored already")
         return chunks
-    from scripts.analysis.sampling import SamplingPlan, sample
-    from scripts.analysis.scoring import score
+    from scripts.parts.sampling import SamplingPlan, sample
+    from scripts.parts.scoring import score
 
     plan = SamplingPlan(
         prompts, arguments.chunk, arguments.n, config.sampling.generate_max_length, stop, arguments.seed
@@ -237,10 +238,10 @@ def compare_layers(arguments: Arguments, config, chunks: dict, folder: Path) -> 
     """layers.csv and layers.png: the engines' hidden states on the same tokens, and how far each is from FP32."""
     import torch
 
-    from learners.precision import TORCH_DTYPES
-    from scripts.analysis import layers, style
-    from scripts.analysis.sampling import sampling_engine
-    from scripts.analysis.scoring import free_memory, load_trained_model
+    from learners.options.precision import TORCH_DTYPES
+    from scripts.parts import layers, style
+    from scripts.parts.sampling import sampling_engine
+    from scripts.parts.scoring import free_memory, load_trained_model
 
     first = next(next(iter(chunks.values())).scored())
     texts = [r for r in first if r.sample == 0][: arguments.layers]
@@ -276,9 +277,9 @@ def compare_layers(arguments: Arguments, config, chunks: dict, folder: Path) -> 
 
 def analyse(arguments: Arguments, config, chunks: dict, folder: Path, seconds: float) -> None:
     """The table and the figure, from the scored responses."""
-    from scripts.analysis import mismatch_figure, style
-    from scripts.analysis.mismatch_table import MismatchTable
-    from scripts.analysis.statistics import ResponseTallies
+    from scripts.parts import mismatch_figure, style
+    from scripts.parts.mismatch_table import MismatchTable
+    from scripts.parts.statistics import ResponseTallies
 
     tallies, pictures = {}, {}
     for name, chunk in chunks.items():
@@ -303,7 +304,7 @@ def describe(seconds: float) -> dict:
     """Where and how the numbers were made."""
     import resource
 
-    from learners.run_log import describe_environment
+    from learners.record.run_log import describe_environment
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {

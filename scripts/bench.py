@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 import psutil
 import tyro
 
-from scripts.analysis.bench_programs import Setting, describe, run
-from tasks.startup import let_threads_sleep
+from actors.startup import let_threads_sleep
+from scripts.parts.bench_programs import Setting, describe, run
 
 QUIET = 0.05
 """share of one core that other programs may take of a measurement"""

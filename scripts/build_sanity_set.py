@@ -20,13 +20,16 @@ sys.path.insert(0, str(ROOT))
 import tyro
 
 from actors.offline import OfflineOptions, check_sampling, settings_of
+from actors.options import SamplingOptions
 from actors.response_store import ResponseStore
-from learners.config import Config
-from learners.model_files import read_model_config
-from learners.options import EMBEDDED, EvaluationOptions, ModelOptions, SamplingOptions, TaskOptions
-from scripts.sanity_card import card, draw_histogram
+from learners.model.config_file import read_model_config
+from learners.options.config import Config
+from learners.options.groups import EMBEDDED, EvaluationOptions, ModelOptions
+from scripts.parts.program import run_program
+from scripts.parts.sanity_card import card, draw_histogram
 from tasks.benchmarks import problem_ids
-from tasks.errors import require, run_program
+from tasks.errors import require
+from tasks.options import TaskOptions
 from tasks.perfectible import Draws
 from tasks.prompts import Prompt, build_prompts, load_tokenizer
 from tasks.registry import TASKS
@@ -114,7 +117,7 @@ def sample_all(arguments: Arguments, config: Config, task: Task, prompts, draws:
     from tqdm import tqdm
 
     from actors.offline import open_engine
-    from learners.precision import TORCH_DTYPES
+    from learners.options.precision import TORCH_DTYPES
 
     print("loading vLLM (some 20 s) ...", flush=True)
     context = arguments.task.prompt_max_length + arguments.sampling.max_tokens

@@ -1,7 +1,7 @@
 """Does training hold on this machine's GPUs? `python scripts/check_gpu.py [NAME...]`, in at most ten minutes.
 
 Prints what holds and what does not, as it comes and in a table at the end, and keeps it in check.json. The checks are
-in scripts/analysis/gpu_checks.py; each part of them runs in a process of its own, and one that hangs or crashes is a
+in scripts/parts/gpu_checks.py; each part of them runs in a process of its own, and one that hangs or crashes is a
 row that says so. `--small` runs those that mean something on a CPU.
 """
 
@@ -27,8 +27,9 @@ sys.path.insert(0, str(ROOT))
 
 import tyro
 
-from scripts.analysis.gpu_checks import PARTS, ROW, Row, Visit, reason
-from tasks.errors import require, run_program
+from scripts.parts.gpu_checks import PARTS, ROW, Row, Visit, reason
+from scripts.parts.program import run_program
+from tasks.errors import require
 
 CHECKS = list(dict.fromkeys(check for part in PARTS.values() for check in part.checks))
 GPU_ONLY = ("sleep-1", "sleep-2")
@@ -93,7 +94,7 @@ class Checks:
         told = json.dumps({"visit": self.visit, "parts": parts})
         several = ["torch.distributed.run", "--standalone", f"--nproc-per-node={self.gpus}", "-m"]
         launcher = several if self.gpus > 1 and parts[0].startswith("zero") else []
-        command = [sys.executable, "-m", *launcher, "scripts.analysis.gpu_checks", told]
+        command = [sys.executable, "-m", *launcher, "scripts.parts.gpu_checks", told]
         environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
         log, answered, late, said = self.folder / f"{parts[0]}.log", set(), "", ""
         with log.open("w") as out, log.open(errors="replace") as lines:

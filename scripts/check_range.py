@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
 
-from tasks.errors import require, run_program
+from scripts.parts.program import run_program
+from tasks.errors import require
 
 LITTLE_ROOM = 8  # times; training moves activations
 
@@ -141,7 +142,7 @@ def main(arguments: Arguments, options: list[str]) -> int:
     require(arguments.prompts >= 1, f"--prompts is {arguments.prompts}; it must be at least 1.")
     require(arguments.tokens >= 0, f"--tokens is {arguments.tokens}; it must be at least 0.")
     import train
-    from learners.config import parse
+    from learners.command_line import parse
 
     # Nothing is sampled or trained here: what those options would ask of the data and of each other does not matter.
     batches = ["--rollout-batch-size=1", "--num-samples=2", "--train-batch-size=2", "--micro-batch-size=1"]
@@ -154,8 +155,8 @@ def main(arguments: Arguments, options: list[str]) -> int:
     runtime.prepare(set(), "stock")
     import torch
 
-    from learners.loading import load_model
-    from learners.precision import Precision
+    from learners.model.loading import load_model
+    from learners.options.precision import Precision
 
     model = load_model(config, Precision.of(config.precision)).to(runtime.device()).eval()
     limit = torch.finfo(torch.float16).max

@@ -21,13 +21,14 @@ import tyro
 
 from actors.offline import OfflineOptions, check_sampling, settings_of
 from actors.response_store import ResponseStore
-from learners.config import DEFAULTS_BY_MODEL, Config
-from learners.model_files import read_model_config
-from learners.options import EMBEDDED, ModelOptions
-from scripts.evaluation_tables import Cell, Results, as_csv, as_latex, as_text
+from learners.model.config_file import read_model_config
+from learners.options.config import DEFAULTS_BY_MODEL, Config
+from learners.options.groups import EMBEDDED, ModelOptions
+from scripts.parts.evaluation_tables import Cell, Results, as_csv, as_latex, as_text
+from scripts.parts.program import run_program
 from tasks.accuracy import Accuracy
 from tasks.benchmarks import EMBEDDED_BENCHMARK, load_benchmark, problem_ids
-from tasks.errors import require, run_program
+from tasks.errors import require
 from tasks.prompts import Prompt, build_prompts, load_tokenizer
 from tasks.templates import TEMPLATES
 
@@ -167,7 +168,7 @@ def sampled_records(arguments: Arguments, problems: Problems, dtype: str, store:
     from tqdm import tqdm
 
     from actors.offline import open_engine, sampling_params
-    from learners.precision import TORCH_DTYPES
+    from learners.options.precision import TORCH_DTYPES
     from tasks.math_reward import MathGrader
 
     keys = missing_keys(arguments, problems, dtype, store)

@@ -18,10 +18,12 @@ import tyro
 from tqdm import tqdm
 
 from actors.launch import Launch
-from learners.config import Config, complete
-from learners.presets import PRESETS
-from scripts.verl_overrides import PASS_THROUGH, VERL, as_override, overrides
-from tasks.errors import require, run_program
+from learners.command_line import complete
+from learners.options.config import Config
+from learners.options.presets import PRESETS
+from scripts.parts.program import run_program
+from scripts.parts.verl_overrides import PASS_THROUGH, VERL, as_override, overrides
+from tasks.errors import require
 from tasks.templates import BOXED_INSTRUCTION, TEMPLATES
 
 

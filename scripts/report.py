@@ -16,7 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 import tyro
 
-from tasks.errors import UsageError, run_program
+from scripts.parts.program import run_program
+from tasks.errors import UsageError
 
 LONGEST_TEXT = 2000  # characters of a prompt or response, its end being kept
 
@@ -72,7 +73,7 @@ def shortened(text: str) -> str:
 
 def table_of_runs(runs: Sequence) -> list[list[str]]:
     """A row for each run: how it ended, and its final values."""
-    from scripts.analysis.runs import FINAL_VALUES, mean_and_deviation
+    from scripts.parts.runs import FINAL_VALUES, mean_and_deviation
 
     rows = [["run", "status", "steps", *FINAL_VALUES]]
     for run in runs:
@@ -95,12 +96,12 @@ def page(runs: Sequence, title: str) -> str:
     import jinja2
     from markupsafe import Markup
 
-    from scripts.analysis import run_figures, style
-    from scripts.analysis.runs import LAST, group_runs, table_of
+    from scripts.parts import run_figures, style
+    from scripts.parts.runs import LAST, group_runs, table_of
 
     groups = group_runs(runs)
     figures = {name: style.png_bytes(made) for name, made in run_figures.draw_all(groups).items()}
-    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(ROOT / "scripts" / "analysis"))
+    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(ROOT / "scripts" / "parts"))
     rows = environment.from_string(
         '<div class="wide"><table>{% for row in rows %}{% set cell = "th" if loop.first else "td" %}<tr>'
         "{% for text in row %}<{{ cell }}>{{ text }}</{{ cell }}>{% endfor %}</tr>\n{% endfor %}</table></div>"
@@ -124,7 +125,7 @@ def page(runs: Sequence, title: str) -> str:
 
 def main(arguments: Arguments) -> int:
     """Write the page; returns the exit code."""
-    from scripts.analysis.runs import find_runs
+    from scripts.parts.runs import find_runs
 
     runs = find_runs([arguments.folder])
     output = arguments.output or arguments.folder / "report.html"

@@ -21,8 +21,9 @@ sys.path.insert(0, str(ROOT))
 import tyro
 import yaml
 
-from scripts.analysis.job_queue import FAILED, FINISHED, Job, Queue
-from tasks.errors import UsageError, require, run_program
+from scripts.parts.job_queue import FAILED, FINISHED, Job, Queue
+from scripts.parts.program import run_program
+from tasks.errors import UsageError, require
 
 
 @dataclass
@@ -90,7 +91,7 @@ def plan(arguments: Arguments, folder: Path) -> list[Job]:
     Raises:
         UsageError: the file is no grid, or a combination is refused.
     """
-    from learners.config import parse
+    from learners.command_line import parse
 
     fixed, combinations = read_grid(arguments.file)
     for option in arguments.extra:
@@ -125,14 +126,14 @@ def write_results(folder: Path, jobs: list[Job]) -> None:
         writer.writerows(rows)
     groups = grouped(jobs)
     if groups:
-        from scripts.analysis.runs import markdown, table_of
+        from scripts.parts.runs import markdown, table_of
 
         (folder / "results.md").write_text(markdown(table_of(groups)))
 
 
 def grouped(jobs: list[Job]) -> list:
     """The finished runs, those that differ in their seed alone together."""
-    from scripts.analysis.runs import Run, group_runs, is_run
+    from scripts.parts.runs import Run, group_runs, is_run
 
     return group_runs([Run.read(job.folder) for job in jobs if job.status == FINISHED and is_run(job.folder)])
 
@@ -158,7 +159,7 @@ def main(arguments: Arguments) -> int:
     write_results(folder, jobs)
     groups = grouped(jobs)
     if groups:
-        from scripts.analysis.runs import print_table, table_of
+        from scripts.parts.runs import print_table, table_of
 
         print_table(table_of(groups))
     counts = {status: sum(job.status == status for job in jobs) for status in dict.fromkeys(job.status for job in jobs)}

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tyro
 
-from tasks.errors import require, run_program
+from scripts.parts.program import run_program
+from tasks.errors import require
 
 
 @dataclass
@@ -64,9 +65,9 @@ def table_of(run: Path):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from learners.config import parse
-    from learners.precision import TORCH_DTYPES
-    from learners.run_files import CHECKPOINTS
+    from learners.command_line import parse
+    from learners.options.precision import TORCH_DTYPES
+    from learners.record.run_files import CHECKPOINTS
 
     checkpoints = sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.name[5:].isdigit())
     require(run.is_dir(), f"{run} is no folder; name a run's.")

@@ -12,8 +12,8 @@ def build(config) -> Task:
 
     options = config.task
     columns = (options.input_key, options.output_key)
-    train = mix([read_questions(name, *columns, split="train", flag="--data") for name in options.data], options)
-    return graded_by_equality(config, "math", train, held_out(config, [columns]))
+    sets = [read_questions(name, *columns, split="train", flag="--data") for name in options.data]
+    return graded_by_equality(config, "math", mix(sets, options.data_weights), held_out(config, [columns]))
 
 
 def held_out(config, columns: list[tuple[str, str]]) -> list[Example]:

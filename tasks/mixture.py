@@ -2,20 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from tasks.task import Example
 
-if TYPE_CHECKING:
-    from learners.options import TaskOptions
 
-
-def mix(datasets: list[list[Example]], options: "TaskOptions") -> list[Example]:
+def mix(datasets: list[list[Example]], weights: Sequence[float] = ()) -> list[Example]:
     """All examples, each with its dataset's number and, if there are ``--data-weights``, its weight."""
-    weights = options.data_weights or (None,) * len(datasets)
     return [
         replace(example, source=source, weight=weight)
-        for source, (examples, weight) in enumerate(zip(datasets, weights, strict=True))
+        for source, (examples, weight) in enumerate(zip(datasets, weights or [None] * len(datasets), strict=True))
         for example in examples
     ]
 

@@ -25,9 +25,9 @@ def card_of(source: str) -> dict:
     return card if isinstance(card, dict) else {}
 
 
-def template_of(options) -> str:
+def template_of(data: tuple[str, ...]) -> str:
     """The template that the problems were selected with; r1_distill_qwen, the authors', where no card says."""
-    names = {card_of(source).get("template") for source in options.data} & set(TEMPLATES)
+    names = {card_of(source).get("template") for source in data} & set(TEMPLATES)
     return names.pop() if len(names) == 1 else "r1_distill_qwen"
 
 
@@ -51,4 +51,4 @@ def build(config) -> Task:
         found = next((layout for layout in layouts if rows and has_columns(rows[0], *layout)), chosen)
         sets.append(read_questions(source, *found, split="train", flag="--data", rows=rows))
     test = held_out(config, [chosen]) if options.eval_data is not None else []
-    return graded_by_equality(config, "sanity", mix(sets, options), test)
+    return graded_by_equality(config, "sanity", mix(sets, options.data_weights), test)

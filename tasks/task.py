@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from tasks.templates import Template
 
-if TYPE_CHECKING:
-    from learners.config import Config
-    from learners.options import TaskOptions
+Build = Callable[[Any], "Task"]
+"""makes the task of a run's resolved options, of which it reads ``task``, ``evaluation`` and ``training.seed``; raises
+UsageError where its data will not do"""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,9 @@ class Task:
 class TaskKind(NamedTuple):
     """An entry of the registry."""
 
-    build: Callable[[Config], Task]
-    """makes the task of a resolved configuration; raises UsageError where its data will not do"""
-    template: Callable[[TaskOptions], str]
-    """the prompt template where none is asked for"""
+    build: Build
+    template: Callable[[tuple[str, ...]], str]
+    """``--data`` -> the prompt template where none is asked for"""
     needs_data: str | None
     """what --data names, for messages; None if the task takes none"""
 
@@ -60,16 +59,16 @@ class TaskKind(NamedTuple):
 REGISTERED: dict[str, TaskKind] = {}
 
 
-def register(name: str, template: str | Callable[[TaskOptions], str] = "chat", needs_data: str | None = None):
+def register(name: str, template: str | Callable[[tuple[str, ...]], str] = "chat", needs_data: str | None = None):
     """Make a function ``build(config) -> Task`` a choice of ``--task``.
 
     Args:
         name: the choice.
-        template: the default of ``--prompt-template``, or a function of the options that says it.
+        template: the default of ``--prompt-template``, or a function of ``--data`` that says it.
         needs_data: what ``--data`` names, if the task needs it.
     """
 
-    def keep(build: Callable[[Config], Task]) -> Callable[[Config], Task]:
+    def keep(build: Build) -> Build:
         REGISTERED[name] = TaskKind(build, template if callable(template) else lambda _: template, needs_data)
         return build
 

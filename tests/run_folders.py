@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from learners.config import parse
+from learners.command_line import parse
 
 
 def write_run(

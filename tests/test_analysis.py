@@ -11,16 +11,16 @@ import pytest
 import torch
 import tyro
 
-from learners.log_probs import TokenLogProbs
-from learners.mismatch import derive, measure
-from learners.tally import Tally
+from learners.model.log_probs import TokenLogProbs
+from learners.record.mismatch import derive, measure
+from learners.record.tally import Tally
 from scripts import analyze_mismatch
-from scripts.analysis import layers
-from scripts.analysis.mismatch_figure import MismatchPicture, difference_edges, difference_limit, draw
-from scripts.analysis.mismatch_table import MismatchTable, interval_text
-from scripts.analysis.responses import Chunks, Response
-from scripts.analysis.scoring import score_batch, token_batches
-from scripts.analysis.statistics import Interval, ResponseTallies, interval, ratio, resamples, slope_and_intercept
+from scripts.parts import layers
+from scripts.parts.mismatch_figure import MismatchPicture, difference_edges, difference_limit, draw
+from scripts.parts.mismatch_table import MismatchTable, interval_text
+from scripts.parts.responses import Chunks, Response
+from scripts.parts.scoring import score_batch, token_batches
+from scripts.parts.statistics import Interval, ResponseTallies, interval, ratio, resamples, slope_and_intercept
 from tasks.arithmetic.model import build_model
 from tasks.errors import UsageError
 
@@ -37,7 +37,7 @@ def responses(count: int, noise: float, seed: int = 0, drift: float = 0.0) -> li
 
 
 def all_at_once(sampled: list[Response]) -> dict[str, float]:
-    """learners/mismatch.py on one padded batch."""
+    """learners/record/mismatch.py on one padded batch."""
     width = max(len(r.log_mu) for r in sampled)
     pad = lambda rows: torch.tensor([row + [0.0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[t < len(r.log_mu) for t in range(width)] for r in sampled])

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from learners.checkpoint import Checkpoints, DamagedError, find_checkpoint, name_of, verify
-from learners.json_lines import JsonLines, read
+from learners.checkpoints.folders import Checkpoints, DamagedError, find_checkpoint, name_of, verify
+from learners.record.json_lines import JsonLines, read
 from tasks.errors import UsageError
 from tests.conftest import ROOT
 
@@ -115,7 +115,7 @@ def test_a_checkpoint_that_is_made_again_replaces_the_first(tmp_path):
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from learners.checkpoint import Checkpoints, name_of
+from learners.checkpoints.folders import Checkpoints, name_of
 import torch
 from safetensors.torch import save_file
 

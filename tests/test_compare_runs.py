@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from scripts import plot_runs, report
-from scripts.analysis import run_figures, style
-from scripts.analysis.runs import (
+from scripts.parts import run_figures, style
+from scripts.parts.runs import (
     Run,
     band_over_steps,
     band_over_time,

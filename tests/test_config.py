@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 
-from learners.config import DEFAULTS_BY_MODEL, Config, parse
+from learners.command_line import parse
 from learners.objectives import OBJECTIVES
-from learners.options import ObjectiveOptions
+from learners.options.config import DEFAULTS_BY_MODEL, Config
+from learners.options.groups import ObjectiveOptions
 from tasks.arithmetic.model import CHECKPOINT
 from tasks.errors import UsageError
 from tests.conftest import ROOT
@@ -142,7 +143,7 @@ def test_every_threshold_is_an_option():
 
 
 def test_each_side_can_have_its_own_dtype():
-    from learners.precision import Precision
+    from learners.options.precision import Precision
 
     both = Precision.of(parse(["--dtype=bf16"]).precision)
     assert (both.train, both.sample) == (torch.bfloat16, torch.bfloat16)

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from scripts.evaluation_tables import Cell, as_csv, as_latex, as_text
+from scripts.parts.evaluation_tables import Cell, as_csv, as_latex, as_text
 from tasks.accuracy import Accuracy
 
 

@@ -8,9 +8,9 @@ import subprocess
 import pytest
 
 from actors.launch import Launch
-from learners import checks
-from learners.config import parse
-from learners.presets import PRESETS
+from learners.command_line import parse
+from learners.model import config_file
+from learners.options.presets import PRESETS
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "scripts" / "experiments"
@@ -26,7 +26,7 @@ def words_of(script, *more):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_every_run_of_a_script_is_understood(script, monkeypatch, tmp_path):
-    monkeypatch.setattr(checks, "read_model_config", lambda config: MODELS[config.model.model])
+    monkeypatch.setattr(config_file, "read_model_config", lambda config: MODELS[config.model.model])
     monkeypatch.chdir(tmp_path)  # of its runs, none is there yet
     runs = words_of(script, *(["--data", "some problems.jsonl"] if "give --data" in script.read_text() else []))
     name = runs[0][runs[0].index("--preset") + 1]

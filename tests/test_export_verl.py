@@ -9,11 +9,11 @@ import sys
 import pyarrow.parquet
 import pytest
 
-from learners import checks
-from learners.config import parse
+from learners.command_line import parse
+from learners.model import config_file
 from learners.objectives import OBJECTIVES
 from scripts import export_verl
-from scripts.verl_overrides import as_override, overrides
+from scripts.parts.verl_overrides import as_override, overrides
 from tasks.arithmetic.model import CHECKPOINT
 from tasks.errors import UsageError
 from tests.conftest import ROOT
@@ -43,7 +43,7 @@ def of(*arguments):
 
 @pytest.fixture
 def no_hub(monkeypatch):
-    monkeypatch.setattr(checks, "read_model_config", lambda config: MODELS[config.model.model])
+    monkeypatch.setattr(config_file, "read_model_config", lambda config: MODELS[config.model.model])
 
 
 def test_the_parquet_files_have_verls_schema(model, tmp_path):

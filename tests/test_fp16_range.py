@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.log_probs import TokenLogProbs
+from learners.model.log_probs import TokenLogProbs
 from scripts.check_range import Largest, kind_of, largest_activations, print_table, weights_below_normal
 from scripts.make_out_of_range import enlarge_stream
 from scripts.update_reach import reach

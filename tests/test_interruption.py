@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 PROGRAM = """
 import time
-from learners.interruption import Interruption
+from learners.checkpoints.interruption import Interruption
 interruption = Interruption().listen()
 assert interruption.requested() is None
 print("listening", flush=True)

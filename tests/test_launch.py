@@ -3,7 +3,7 @@
 import pytest
 
 from actors.launch import Launch
-from learners.processes import Processes
+from actors.processes import Processes
 from tasks.errors import UsageError
 
 TORCHRUN = {

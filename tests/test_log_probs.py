@@ -8,9 +8,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from learners import output_head
-from learners.log_probs import TokenLogProbs
-from learners.output_head import ChosenLogProbs, give_log_probs
+from learners.model import output_head
+from learners.model.log_probs import TokenLogProbs
+from learners.model.output_head import ChosenLogProbs, give_log_probs
 from tasks.arithmetic.model import build_model
 
 

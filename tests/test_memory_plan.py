@@ -13,12 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import train
 from actors import devices
 from actors.launch import Launch
-from learners import memory_plan, model_files
-from learners.config import parse
-from learners.memory_advice import STAGES, candidates, plan_for, setting_of
-from learners.memory_plan import BACKWARD, BYTES, GIB, SAMPLING, STARTS, UPDATE, Setting, make_plan
-from learners.model_shape import ModelShape, shape_of
-from learners.presets import PRESETS
+from learners.command_line import parse
+from learners.memory import plan as memory_plan
+from learners.memory.advice import STAGES, candidates, plan_for, setting_of
+from learners.memory.plan import BACKWARD, BYTES, GIB, SAMPLING, STARTS, UPDATE, Setting, make_plan
+from learners.model import config_file as model_files
+from learners.model.shape import ModelShape, shape_of
+from learners.options.presets import PRESETS
 from tasks.errors import UsageError
 from tests.conftest import ROOT
 from tests.test_presets import MODELS, NEEDED
@@ -238,12 +239,12 @@ def test_without_a_gpu_nothing_is_planned(hub):
 @pytest.fixture
 def one_gpu(monkeypatch):
     """A machine with one GPU of 80 GB, as far as anything asks before an engine is imported."""
-    import learners.config
-    import learners.memory_advice
+    import learners.memory.advice
+    import learners.options.config
 
     found = (devices.Gpu("NVIDIA H100 80GB HBM3", 81559 * 2**20, "580.65.06"),)
-    monkeypatch.setattr(learners.config, "gpus", lambda: found)
-    monkeypatch.setattr(learners.memory_advice, "gpus", lambda: found)
+    monkeypatch.setattr(learners.options.config, "gpus", lambda: found)
+    monkeypatch.setattr(learners.memory.advice, "gpus", lambda: found)
 
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_starts(one_gpu, seven_billion, tmp_path, monkeypatch, capsys):

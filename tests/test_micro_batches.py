@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.micro_batches import deal, padding_share, with_something_to_teach
+from learners.update.micro_batches import deal, padding_share, with_something_to_teach
 
 
 @settings(max_examples=100, deadline=None)

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from actors.launch import Launch
-from learners import checks
-from learners.config import parse
+from learners.command_line import parse
+from learners.model import config_file
 from learners.objectives import OBJECTIVES
-from learners.presets import BELONGS_TO, PRESETS, fill_in
+from learners.options.presets import BELONGS_TO, PRESETS, fill_in
 from tasks.errors import UsageError
 from tests.conftest import ROOT
 
@@ -25,9 +25,11 @@ NEEDED = {"smollm2-135m": ["--model=smollm2-135m"], "dense-qwen3-14b": ["--data=
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch):
     """The models' facts come from the file above, everything else is real."""
-    real = checks.read_model_config
+    real = config_file.read_model_config
     monkeypatch.setattr(
-        checks, "read_model_config", lambda config: real(config) if config.is_embedded else MODELS[config.model.model]
+        config_file,
+        "read_model_config",
+        lambda config: real(config) if config.is_embedded else MODELS[config.model.model],
     )
 
 

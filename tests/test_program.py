@@ -5,9 +5,10 @@ import sys
 import pytest
 
 import train
-from learners.config import parse
-from learners.run_log import RunLog
-from tasks.errors import NonFiniteError, UsageError, run_program
+from learners.command_line import parse
+from learners.record.run_log import RunLog
+from scripts.parts.program import run_program
+from tasks.errors import NonFiniteError, UsageError
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from learners.routers import route_in_fp32
+from learners.model.routers import route_in_fp32
 
 LAYERS, EXPERTS, HIDDEN = 2, 8, 32
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from learners.config import parse as parse_train
-from learners.sanity import sanity_passed
+from learners.command_line import parse as parse_train
+from learners.record.sanity import sanity_passed
 from scripts import build_sanity_set, evaluate
 from tasks.errors import UsageError
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from tasks.startup import SPINS, importing, let_threads_sleep
+from actors.startup import SPINS, importing, let_threads_sleep
 from tests.conftest import ROOT
 
 
@@ -29,7 +29,7 @@ def test_how_threads_wait_is_settled_unless_the_user_did(given, added):
 
 @pytest.mark.parametrize(
     "program",
-    ["import train", "import tasks.errors as e\ntry:\n e.run_program(lambda: 0)\nexcept SystemExit: pass"],
+    ["import train", "import scripts.parts.program as p\ntry:\n p.run_program(lambda: 0)\nexcept SystemExit: pass"],
     ids=["train.py", "a script"],
 )
 def test_it_is_settled_before_torch_is_loaded(program):

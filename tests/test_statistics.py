@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.mismatch import derive, measure
-from learners.rollout import Packed, RolloutBatch
-from learners.tally import Tally
+from learners.record.mismatch import derive, measure
+from learners.record.tally import Tally
+from learners.rollouts.batch import Packed, RolloutBatch
 from tests.test_objectives import ToyPolicies
 
 

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from learners.config import parse
+from learners.command_line import parse
 from learners.objectives import OBJECTIVES
 from scripts import sweep
-from scripts.analysis import job_queue
+from scripts.parts import job_queue
 from tasks.errors import UsageError
 from tests.conftest import ROOT
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from learners.config import parse
+from learners.command_line import parse
 from tasks.arithmetic.model import CHECKPOINT, build_tokenizer
 from tasks.arithmetic.problems import LEVELS, draw, generate, is_held_out
 from tasks.errors import UsageError

@@ -34,9 +34,9 @@ from verl.utils.torch_dtypes import PrecisionType
 
 from learners.advantages import ADVANTAGES
 from learners.aggregation import UpdateCounts, aggregate
-from learners.config import parse
+from learners.command_line import parse
 from learners.objectives import OBJECTIVES, PolicyBatch
-from scripts.verl_overrides import as_override, overrides
+from scripts.parts.verl_overrides import as_override, overrides
 
 THOUGHT = "<think>\n so </think> hence "  # what some templates want before the answer
 CONFIGS = Path(verl.__file__).parent / "trainer" / "config"

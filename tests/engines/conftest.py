@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 import train
-from learners.config import parse
+from learners.command_line import parse
 from tests.conftest import ROOT
 
 
@@ -53,7 +53,7 @@ def built_learner(folder, *arguments: str):
     config = parse([*arguments, f"--output-dir={folder}", "--wandb=disabled"])
     task, prompts, eval_prompts = train.load_task(config)
     train.prepare(config)
-    from learners.run_log import RunLog, default_folder
+    from learners.record.run_log import RunLog, default_folder
 
     learner = train.build(config, task, prompts, eval_prompts, RunLog(config, default_folder(config)))
     yield learner

@@ -20,7 +20,7 @@ def with_a_grader_of_its_own(config):
 
 
 def with_a_look_at_what_comes(*arguments, **named):
-    from learners.processes import gather
+    from actors.processes import gather
 
     learner = build(*arguments, **named)
     sample, evaluate = learner.actor.sample, learner.actor.evaluate

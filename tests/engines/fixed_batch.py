@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 
 import train
 from actors.launch import Launch
-from learners.config import parse
+from learners.command_line import parse
 
 
 def fixed_batch(responses: int = 64):
     """Responses of 1 to 20 random tokens with random log mu and rewards, the same in every process."""
-    from learners.rollout import RolloutBatch
+    from learners.rollouts.batch import RolloutBatch
 
     generator = torch.Generator().manual_seed(0)
     width = 28
@@ -40,8 +40,8 @@ def fixed_batch(responses: int = 64):
 
 
 def gather_every_parameter() -> None:
-    from learners import output_head
-    from learners.strategy import PrecisionStrategy
+    from learners.model import output_head
+    from learners.update.strategy import PrecisionStrategy
 
     output_head.CHUNK_TOKENS = 8
     usual = PrecisionStrategy.get_ds_train_config
@@ -66,11 +66,11 @@ def learner_alone(folder: Path, *arguments: str):
     )  # fmt: skip
     task, prompts, _ = train.load_task(config)
     train.prepare(config)
-    from learners.oat_args import to_oat_args
+    from actors.processes import Processes
+    from learners.options.oat_args import to_oat_args
+    from learners.options.precision import Precision
     from learners.policy_learner import PolicyLearner
-    from learners.precision import Precision
-    from learners.processes import Processes
-    from learners.run_log import NoLog
+    from learners.record.run_log import NoLog
 
     if gathered:
         gather_every_parameter()
@@ -93,8 +93,8 @@ def leave() -> None:
 
 
 def five_updates(learner, to: str) -> None:
-    from learners.step import Step
-    from learners.weights import master
+    from learners.model.weights import master
+    from learners.rollouts.step import Step
 
     learner.learn(Step(1, fixed_batch(), times={}))  # four updates
     more = fixed_batch()

@@ -29,7 +29,7 @@ def gradient_of(learner, batch) -> torch.Tensor:
     """Of one update, flat; the update itself changes nothing, at a rate of next to 0."""
     from deepspeed.utils import safe_get_full_grad
 
-    from learners.step import Step
+    from learners.rollouts.step import Step
 
     taken, apply = [], learner.optimizer.step
 

@@ -18,10 +18,11 @@ import torch
 
 import train
 from actors.launch import Launch
-from learners.config import Config, parse
-from learners.memory_advice import setting_of
-from learners.memory_plan import BACKWARD, BUCKET, SAMPLING, STARTS, Plan, make_plan
-from learners.model_shape import shape_of
+from learners.command_line import parse
+from learners.memory.advice import setting_of
+from learners.memory.plan import BACKWARD, BUCKET, SAMPLING, STARTS, Plan, make_plan
+from learners.model.shape import shape_of
+from learners.options.config import Config
 from tests.engines.fixed_batch import fixed_batch, leave
 
 LINES = ("weights", "FP32 master weights", "AdamW's moments", "gradients")
@@ -49,12 +50,12 @@ def planned(config: Config) -> Plan:
 
 
 def measure(config: Config, plan: Plan, batch) -> dict[str, list[int]]:
-    from learners.oat_args import to_oat_args
+    from actors.processes import Processes
+    from learners.options.oat_args import to_oat_args
+    from learners.options.precision import Precision
     from learners.policy_learner import PolicyLearner
-    from learners.precision import Precision
-    from learners.processes import Processes
-    from learners.run_log import NoLog
-    from learners.step import Step
+    from learners.record.run_log import NoLog
+    from learners.rollouts.step import Step
 
     launch = Launch.from_environment()
     there = storages()

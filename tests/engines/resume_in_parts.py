@@ -27,7 +27,7 @@ def read_so_far() -> int:
 
 
 def two_updates(learner, number: int) -> None:
-    from learners.step import Step
+    from learners.rollouts.step import Step
 
     learner.learn(Step(number, fixed_batch().select(torch.arange(16) + 16 * number), times={}))
     learner.learn(Step(number, fixed_batch().select(torch.arange(16) + 16 * number + 16), times={}))
@@ -38,8 +38,8 @@ def state(learner) -> dict[str, torch.Tensor]:
     """Masters and moments, whole and flat, and the weights that are computed with; on every process."""
     import deepspeed
 
-    from learners import training_state as ts
-    from learners.weights import master
+    from learners.checkpoints import training_state as ts
+    from learners.model.weights import master
 
     made = {}
     for name, parameter in ts.trained_parameters(learner):
@@ -52,8 +52,8 @@ def state(learner) -> dict[str, torch.Tensor]:
 
 
 def run_case(out: Path, case: str, rest: list[str]) -> None:
-    from learners import training_state as ts
-    from learners.checkpoint import find_checkpoint
+    from learners.checkpoints import training_state as ts
+    from learners.checkpoints.folders import find_checkpoint
 
     dtype, stage, *lora = case.split("-")
     options = [f"--dtype={dtype}", f"--zero-stage={stage}", *rest, *(LORA if lora else ())]

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from scripts.analysis.gpu_checks import Row, reason
 from scripts.check_gpu import CHECKS, compare_mismatch, compare_stages
+from scripts.parts.gpu_checks import Row, reason
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.engines

@@ -110,7 +110,7 @@ def test_in_bf16_a_run_goes_on_at_stage_1_where_no_loss_scaler_is(tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_recognised_and_named(tmp_path):
-    from learners.training_state import refuse_another_model
+    from learners.checkpoints.training_state import refuse_another_model
     from tasks.errors import UsageError
 
     ours = {"model.norm.weight": [128], "model.embed_tokens.weight": [128, 128]}

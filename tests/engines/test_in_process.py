@@ -29,7 +29,7 @@ def one_step(learner, sync: bool = True) -> dict[str, float]:
 
 
 def test_sampler_weights_are_bitwise_the_learners_after_every_update(learner):
-    from scripts.analysis.sampler_weights import unequal_weights
+    from scripts.parts.sampler_weights import unequal_weights
 
     assert unequal_weights(learner) == []
     for _ in range(2):

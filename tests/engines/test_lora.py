@@ -29,7 +29,7 @@ def loaded(dtype):
 
 
 def test_only_the_adapters_are_trained_with_fp32_masters(learner):
-    from learners.weights import master
+    from learners.model.weights import master
 
     trained = {name: p for name, p in learner.causal_lm.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
@@ -47,7 +47,7 @@ def test_after_50_synchronisations_the_base_is_bitwise_untouched(learner):
 
 
 def test_the_sampler_has_the_sum_in_fp32_cast_once(learner):
-    from learners.weights import master
+    from learners.model.weights import master
 
     layer = learner.causal_lm.get_decoder().layers[1].mlp.down_proj
     down, up = (master(part["default"].weight).double() for part in (layer.lora_A, layer.lora_B))

@@ -22,7 +22,7 @@ def learner(tmp_path_factory):
 @pytest.fixture(scope="module")
 def first_updates(learner):
     """Metrics of each objective's only update, each from the same weights and on the same responses."""
-    from learners.step import Step
+    from learners.rollouts.step import Step
 
     sampled = learner.collect(1).batch
     for group in learner.optimizer.param_groups:  # nothing is changed by the update

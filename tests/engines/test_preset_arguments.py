@@ -5,9 +5,9 @@ import json
 import pytest
 
 from actors.launch import Launch
-from learners import checks
-from learners.config import parse
-from learners.presets import PRESETS
+from learners.command_line import parse
+from learners.model import config_file
+from learners.options.presets import PRESETS
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.engines
@@ -20,7 +20,7 @@ REAL = [name for name in PRESETS if name != "tiny"]
 def test_the_engines_take_the_arguments(name, monkeypatch, tmp_path):
     import train
 
-    monkeypatch.setattr(checks, "read_model_config", lambda config: MODELS[config.model.model])
+    monkeypatch.setattr(config_file, "read_model_config", lambda config: MODELS[config.model.model])
     needed = {"model": "smollm2-135m", "data": "x.jsonl"}
     processes = PRESETS[name].processes
     words = [f"--preset={name}", *(f"--{option}={needed[option]}" for option in PRESETS[name].needs)]
@@ -31,9 +31,9 @@ def test_the_engines_take_the_arguments(name, monkeypatch, tmp_path):
     from vllm import EngineArgs
 
     from actors.engine import VLLM_DTYPES
-    from learners.oat_args import to_oat_args
-    from learners.precision import Precision
-    from learners.strategy import PrecisionStrategy
+    from learners.options.oat_args import to_oat_args
+    from learners.options.precision import Precision
+    from learners.update.strategy import PrecisionStrategy
 
     args, precision = to_oat_args(config), Precision.of(config.precision)
     assert args.generate_max_length == config.sampling.generate_max_length

@@ -20,7 +20,7 @@ class Told:
 
 def test_each_part_is_woken_once_and_only_if_it_sleeps():
     import train
-    from learners.config import parse
+    from learners.command_line import parse
 
     train.prepare(parse([]))
     from actors.engine import SamplingEngine

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learners.config import parse
+from learners.command_line import parse
 
 pytestmark = pytest.mark.engines
 
@@ -19,10 +19,10 @@ def prepare(arguments: list[str], offload: str = "none"):
     from oat.model import LLM
     from transformers import AutoModelForCausalLM
 
-    from learners.log_probs import TokenLogProbs
-    from learners.oat_args import to_oat_args
-    from learners.precision import Precision
-    from learners.strategy import PrecisionStrategy
+    from learners.model.log_probs import TokenLogProbs
+    from learners.options.oat_args import to_oat_args
+    from learners.options.precision import Precision
+    from learners.update.strategy import PrecisionStrategy
 
     precision = Precision.of(config.precision)
     strategy = PrecisionStrategy(to_oat_args(config), precision, offload)

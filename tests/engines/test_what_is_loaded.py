@@ -13,8 +13,8 @@ PROGRAM = """
 import subprocess, sys
 from pathlib import Path
 import train
-from learners.config import parse
-from learners.run_log import NoLog
+from learners.command_line import parse
+from learners.record.run_log import NoLog
 
 started = []
 run, subprocess.run = subprocess.run, lambda command, **kw: started.append(command) or run(command, **kw)

@@ -1,0 +1,1 @@
+"""Stopping a run and going on with it."""

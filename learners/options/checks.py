@@ -1,0 +1,259 @@
+"""Options that contradict each other, or would trip a later step: refused before anything heavy is imported."""
+
+from actors.launch import Launch
+from learners.objectives import OBJECTIVES, THRESHOLDS
+from learners.options.config import Config
+from tasks.arithmetic.problems import LEVELS
+from tasks.errors import require
+from tasks.registry import TASKS
+
+
+def check(config: Config, asked_for: dict, launch: Launch) -> None:
+    """Refuse what cannot work, whatever the model's files and the folders are.
+
+    Args:
+        config: resolved.
+        asked_for: the options as they were given, None where they were left out.
+        launch: the processes of the run.
+
+    Raises:
+        UsageError: with one sentence that says what to do.
+    """
+    _check_memory(config, asked_for)
+    _check_numbers(config)
+    _check_companions(config, asked_for)
+    _check_batches(config, asked_for["training"], launch.world_size)
+    _check_devices(config, launch)
+    _check_lora(config, asked_for["lora"])
+    _check_precision(config)
+    _check_objective(config, asked_for["objective"])
+    _check_task(config)
+
+
+def _check_numbers(config: Config) -> None:
+    sampling, training, evaluation = config.sampling, config.training, config.evaluation
+    positive = {
+        "rollout-batch-size": sampling.rollout_batch_size,
+        "num-samples": sampling.num_samples,
+        "generate-max-length": sampling.generate_max_length,
+        "prompt-max-length": config.task.prompt_max_length,
+        "train-batch-size": training.train_batch_size,
+        "micro-batch-size": 1 if training.micro_batch_size is None else training.micro_batch_size,
+        "keep": config.output.keep,
+        "num-ppo-epochs": training.num_ppo_epochs,
+        "num-prompt-epoch": training.num_prompt_epoch,
+        "max-steps": 1 if training.max_steps is None else training.max_steps,
+        "max-sampling-rounds": 1 if sampling.max_sampling_rounds is None else sampling.max_sampling_rounds,
+        "adam-eps": training.adam_eps,
+        "train-problems": config.task.train_problems,
+        "eval-n": evaluation.eval_n,
+        "max-eval": evaluation.max_eval,
+        "temperature": sampling.temperature,
+        "learning-rate": training.learning_rate,
+        "max-norm": training.max_norm,
+    }
+    for name, value in positive.items():
+        require(value > 0, f"--{name} is {value:g}; it must be greater than 0.")
+    not_negative = {
+        "eval-steps": evaluation.eval_steps,
+        "lr-warmup-steps": training.lr_warmup_steps or 0,
+        "overlong-buffer": sampling.overlong_buffer,
+        "eval-temperature": evaluation.eval_temperature,
+        "log-samples": config.output.log_samples,
+        "save-every": config.output.save_every,
+        "weight-decay": training.weight_decay,
+        "seed": training.seed,
+        "loss-scale": config.precision.loss_scale,
+    }
+    for name, value in not_negative.items():
+        require(value >= 0, f"--{name} is {value:g}; it must not be negative.")
+    require(0 < evaluation.eval_top_p <= 1, "--eval-top-p must lie above 0 and at most at 1.")
+    require(
+        1 <= evaluation.eval_k <= evaluation.eval_n,
+        f"--eval-k is {evaluation.eval_k}; it must lie between 1 and --eval-n {evaluation.eval_n}.",
+    )
+    require(0 < sampling.vllm_gpu_ratio < 1, "--vllm-gpu-ratio is a share of the GPU's memory, between 0 and 1.")
+    require(0 <= training.lr_warmup_ratio < 1, "--lr-warmup-ratio is a share of the updates, from 0 to below 1.")
+    require(
+        sampling.overlong_buffer <= sampling.generate_max_length,
+        f"--overlong-buffer {sampling.overlong_buffer} is the end of --generate-max-length, which is "
+        f"{sampling.generate_max_length}; make it shorter.",
+    )
+    require(training.seed < 2**32, "--seed must be below 2^32.")
+    for name in ("adam_beta_1", "adam_beta_2"):
+        require(0 <= getattr(training, name) < 1, f"--{name.replace('_', '-')} must lie in [0, 1).")
+
+
+def _check_companions(config: Config, asked_for: dict) -> None:
+    require(
+        config.sampling.dynamic_sampling or config.sampling.max_sampling_rounds is None,
+        "--max-sampling-rounds belongs to dynamic sampling; add --dynamic-sampling True.",
+    )
+    warm_up = asked_for["training"]
+    require(
+        warm_up["lr_warmup_steps"] is None or warm_up["lr_warmup_ratio"] is None,
+        "--lr-warmup-steps and --lr-warmup-ratio say the same in two units; give one of the two.",
+    )
+
+
+def _check_batches(config: Config, asked_for: dict, processes: int) -> None:
+    total, update = config.sequences_per_step, config.training.train_batch_size
+    require(
+        total % update == 0,
+        f"A step samples {config.sampling.rollout_batch_size} prompts x {config.sampling.num_samples} responses = "
+        f"{total}, which --train-batch-size {update} does not divide; choose a divisor of {total}.",
+    )
+    require(
+        config.sampling.rollout_batch_size % processes == 0,
+        f"--rollout-batch-size {config.sampling.rollout_batch_size} does not divide among {processes} processes; "
+        "make it a multiple of them.",
+    )
+    require(
+        update % processes == 0,
+        f"--train-batch-size {update} does not divide among {processes} processes; make it a multiple of them.",
+    )
+    micro, tokens = asked_for["micro_batch_size"], asked_for["micro_batch_tokens"]
+    require(
+        micro is None or tokens is None,
+        "--micro-batch-size and --micro-batch-tokens are two ways to cut an update; give one of them.",
+    )
+    require(
+        micro is None or update // processes % micro == 0,
+        f"--train-batch-size {update} is not a multiple of --micro-batch-size {micro} x {processes} process(es); "
+        "choose a micro-batch size that divides it.",
+    )
+    require(
+        tokens is None or tokens >= config.max_model_len,
+        f"--micro-batch-tokens {tokens} cannot hold one response with its prompt, of up to {config.max_model_len} "
+        "tokens; raise it.",
+    )
+
+
+def _check_devices(config: Config, launch: Launch) -> None:
+    group = config.sampling.tensor_parallel
+    require(
+        group >= 1 and launch.local_world_size % group == 0,
+        f"--tensor-parallel {group} does not divide the {launch.local_world_size} process(es) on this machine; start "
+        "a multiple of it, such as: torchrun --nproc-per-node " + f"{max(group, 1)} train.py ...",
+    )
+    require(
+        config.training.offload != "parameters" or config.training.zero_stage == 3,
+        f"--offload parameters needs --zero-stage 3, which shards them; it is {config.training.zero_stage}.",
+    )
+
+
+def _check_memory(config: Config, asked_for: dict) -> None:
+    memory = config.memory
+    for name in ("plan_gpus", "plan_memory"):
+        value, option = getattr(memory, name), f"--{name.replace('_', '-')}"
+        require(value is None or memory.plan, f"{option} describes GPUs to plan for; add --plan True.")
+        require(value is None or value > 0, f"{option} is {value}; it must be greater than 0.")
+    require(
+        (memory.plan_memory or 0) <= 1000,
+        f"--plan-memory {memory.plan_memory} is no GPU's memory in GiB; nvidia-smi shows MiB, 1,024 of which are one.",
+    )
+    require(
+        not (memory.plan and config.is_small),
+        "--plan is for real models: the embedded one fits anywhere; name a --model or a --preset.",
+    )
+    require(
+        config.lora.lora_sync == "merge" or asked_for["sampling"]["vllm_sleep_level"] != 2,
+        "--vllm-sleep-level 2 drops the base model's weights, which --lora-sync adapter does not send again: responses "
+        "would come from a model that is gone; use level 1, or --lora-sync merge.",
+    )
+
+
+def _check_lora(config: Config, asked_for: dict) -> None:
+    lora = config.lora
+    require(0 <= lora.lora_rank <= 512, f"--lora-rank is {lora.lora_rank}; it must lie between 0 (off) and 512.")
+    if lora.lora_rank == 0:
+        for name in ("lora_alpha", "lora_targets", "lora_sync"):
+            require(
+                asked_for[name] == getattr(type(lora)(), name),
+                f"--{name.replace('_', '-')} is not used without --lora-rank; give a rank above 0.",
+            )
+        return
+    require(lora.lora_alpha > 0, f"--lora-alpha is {lora.lora_alpha:g}; it must be greater than 0.")
+
+
+def _check_precision(config: Config) -> None:
+    precision, default = config.precision, type(config.precision)()
+    if precision.train_dtype != "fp16":
+        for name in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
+            require(
+                getattr(precision, name) == getattr(default, name),
+                f"--{name.replace('_', '-')} belongs to FP16's loss scaling and the learner trains in "
+                f"{precision.train_dtype}; leave it out or train in fp16.",
+            )
+    if precision.loss_scale != 0:
+        for name in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
+            require(
+                getattr(precision, name) == getattr(default, name),
+                f"--loss-scale {precision.loss_scale:g} is fixed and --{name.replace('_', '-')} belongs to dynamic "
+                "scaling; give one of the two.",
+            )
+    require(0 <= precision.initial_scale_power <= 60, "--initial-scale-power must lie between 0 and 60.")
+    require(precision.loss_scale_window >= 1, "--loss-scale-window must be at least 1.")
+    require(precision.hysteresis >= 1, "--hysteresis must be at least 1.")
+    require(
+        1 <= precision.min_loss_scale <= 2**precision.initial_scale_power,
+        f"--min-loss-scale {precision.min_loss_scale} must be at least 1 and at most the initial scale, "
+        f"2^{precision.initial_scale_power}.",
+    )
+
+
+def _check_objective(config: Config, asked_for: dict) -> None:
+    options, name = config.objective, config.objective.objective
+    used = OBJECTIVES[name].thresholds
+    for threshold in THRESHOLDS:
+        option, value = f"--{threshold.replace('_', '-')}", getattr(options, threshold)
+        if threshold not in used:
+            require(asked_for[threshold] is None, f"{option} is not used by --objective {name}; leave it out.")
+        elif threshold in ("dual_clip", "log_weight_clamp"):
+            require(value >= 0, f"{option} is {value:g}; it must not be negative.")
+        else:
+            require(value > 0, f"{option} is {value:g}; it must be greater than 0.")
+    if "clip_low" in used:
+        require(options.clip_low <= 1, f"--clip-low is {options.clip_low:g}; a ratio is never below 0, so at most 1.")
+    if options.dual_clip:
+        require(options.dual_clip > 1, f"--dual-clip is {options.dual_clip:g}; it must be above 1, or 0 to be off.")
+    if "icepop_low" in used:
+        require(options.icepop_low < options.icepop_high, "--icepop-low must be below --icepop-high.")
+    require(options.beta >= 0, f"--beta is {options.beta:g}; it must not be negative.")
+    require(
+        config.sampling.num_samples >= 2,
+        "--num-samples 1 leaves no group to compare a response with, so every advantage is 0; use at least 2.",
+    )
+
+
+def _check_task(config: Config) -> None:
+    task = config.task
+    needs_data = TASKS[task.task].needs_data
+    if needs_data is not None:
+        require(bool(task.data), f"--task {task.task} needs --data: {needs_data}.")
+    else:
+        require(not task.data, f"--data is not used by --task {task.task}; add --task math to train on it.")
+        require(task.eval_data is None, f"--eval-data is not used by --task {task.task}; leave it out.")
+        require(
+            not config.is_embedded or task.prompt_template == "no",
+            "The embedded model knows bare sums only; leave --prompt-template out, or name another --model.",
+        )
+        unknown = set(task.arithmetic_levels) - set(LEVELS)
+        require(
+            bool(task.arithmetic_levels) and not unknown,
+            f"--arithmetic-levels takes one or more of {', '.join(map(str, LEVELS))}.",
+        )
+    if task.data_weights:
+        require(
+            len(task.data_weights) == len(task.data),
+            f"--data names {len(task.data)} sources and --data-weights {len(task.data_weights)}; give each a weight.",
+        )
+        require(all(weight > 0 for weight in task.data_weights), "--data-weights must all be greater than 0.")
+    require(
+        task.task == "sanity" or not config.evaluation.stop_when_passed,
+        f"--stop-when-passed asks for the sanity test's verdict, and --task {task.task} has none; leave it out.",
+    )
+    require(
+        config.evaluation.eval_temperature > 0 or config.evaluation.eval_n == 1,
+        "--eval-n above 1 at --eval-temperature 0 would sample the same greedy response again; set a temperature.",
+    )

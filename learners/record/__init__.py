@@ -1,0 +1,1 @@
+"""What is measured of a run, written into its folder and shown."""

@@ -1,0 +1,1 @@
+"""The second half of a step: one optimiser update on sampled responses."""
