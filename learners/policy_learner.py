@@ -45,7 +45,7 @@ class PolicyLearner(PPOLearner):
 
     Oat's `_init` and `run` start remote actors and talk to them; here the actor is an object. The model wrapper, the
     strategy, transitions and the vocabulary of the loop (`learn`, `sync_params_to_actors`, `evaluate`) are Oat's; the
-    update is `Updater`'s (learners/update), its loss a pure function, chosen by name (learners/objectives.py).
+    update is `Updater`'s (learners/update), its loss a pure function, chosen by name (learners/objectives).
 
     Args:
         config: resolved.

@@ -6,8 +6,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from learners.advantages import ADVANTAGES
-from learners.aggregation import UpdateCounts, aggregate
+from learners.objectives.advantages import ADVANTAGES
+from learners.objectives.aggregation import UpdateCounts, aggregate
 
 AGGREGATIONS = ("token-sum-constant", "token-mean-sequence", "token-mean-batch")
 

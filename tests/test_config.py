@@ -131,7 +131,7 @@ def test_resolved_thresholds_are_the_recipes_and_each_can_be_overridden(name, re
     for key in set(THRESHOLDS) - set(chosen):
         assert getattr(options, key) is None, "what is not used is not in config.json"
     for key in set(THRESHOLDS) & set(chosen):
-        value = 0.9 if key in ("clip_low", "icepop_low") else 2.5
+        value = 0.9 if key.endswith("_low") else 2.5
         overridden = parse(["--objective", name, "--recipe", recipe, f"--{key.replace('_', '-')}={value}"])
         assert getattr(overridden.objective, key) == value
 

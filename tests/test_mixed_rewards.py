@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.advantages import ADVANTAGES, overlong_punishment
+from learners.objectives.advantages import ADVANTAGES, overlong_punishment
 from learners.rollouts.dynamic_sampling import collect_mixed, prompts_to_draw, total_info
 from tasks.prompts import Prompt, PromptStream
 

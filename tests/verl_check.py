@@ -32,10 +32,10 @@ from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.torch_dtypes import PrecisionType
 
-from learners.advantages import ADVANTAGES
-from learners.aggregation import UpdateCounts, aggregate
 from learners.command_line import parse
 from learners.objectives import OBJECTIVES, PolicyBatch
+from learners.objectives.advantages import ADVANTAGES
+from learners.objectives.aggregation import UpdateCounts, aggregate
 from scripts.parts.verl_overrides import as_override, overrides
 
 THOUGHT = "<think>\n so </think> hence "  # what some templates want before the answer

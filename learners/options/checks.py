@@ -1,7 +1,7 @@
 """Options that contradict each other, or would trip a later step: refused before anything heavy is imported."""
 
 from actors.launch import Launch
-from learners.objectives import OBJECTIVES, THRESHOLDS
+from learners.objectives import OBJECTIVES, REJECTIONS, THRESHOLDS
 from learners.options.config import Config
 from tasks.arithmetic.problems import LEVELS
 from tasks.errors import require
@@ -204,12 +204,15 @@ def _check_precision(config: Config) -> None:
 
 def _check_objective(config: Config, asked_for: dict) -> None:
     options, name = config.objective, config.objective.objective
-    used = OBJECTIVES[name].thresholds
+    require(len(set(options.reject)) == len(options.reject), "--reject names one twice; give each once.")
+    used = OBJECTIVES[name].thresholds.keys() | {t for made in options.reject for t in REJECTIONS[made].thresholds}
     for threshold in THRESHOLDS:
         option, value = f"--{threshold.replace('_', '-')}", getattr(options, threshold)
         if threshold not in used:
-            require(asked_for[threshold] is None, f"{option} is not used by --objective {name}; leave it out.")
-        elif threshold in ("dual_clip", "log_weight_clamp"):
+            others = [f" nor by --reject {made}" for made in options.reject]
+            unused = f"{option} is not used by --objective {name}{''.join(others)}; leave it out."
+            require(asked_for[threshold] is None, unused)
+        elif threshold in ("dual_clip", "log_weight_clamp", "dppo_tau"):
             require(value >= 0, f"{option} is {value:g}; it must not be negative.")
         else:
             require(value > 0, f"{option} is {value:g}; it must be greater than 0.")
@@ -217,8 +220,14 @@ def _check_objective(config: Config, asked_for: dict) -> None:
         require(options.clip_low <= 1, f"--clip-low is {options.clip_low:g}; a ratio is never below 0, so at most 1.")
     if options.dual_clip:
         require(options.dual_clip > 1, f"--dual-clip is {options.dual_clip:g}; it must be above 1, or 0 to be off.")
-    if "icepop_low" in used:
-        require(options.icepop_low < options.icepop_high, "--icepop-low must be below --icepop-high.")
+    for band in ("icepop", "geo", "outlier"):
+        if f"{band}_low" in used:
+            low, high = getattr(options, f"{band}_low"), getattr(options, f"{band}_high")
+            require(low < high, f"--{band}-low must be below --{band}-high.")
+    require(
+        not options.is_batch_normalize or OBJECTIVES[name].weighs is not None,
+        f"--is-batch-normalize is for objectives with an importance weight, and --objective {name} has none.",
+    )
     require(options.beta >= 0, f"--beta is {options.beta:g}; it must not be negative.")
     require(
         config.sampling.num_samples >= 2,

@@ -148,7 +148,8 @@ class Config:
             self.task.prompt_template = "no" if usual == "chat" and self.is_small else usual  # it knows no chat
         if self.sampling.max_sampling_rounds is None and self.sampling.dynamic_sampling:
             self.sampling.max_sampling_rounds = 10
-        for name, default in defaults(self.objective.objective, self.objective.recipe).items():
+        objective = self.objective
+        for name, default in defaults(objective.objective, objective.recipe, objective.reject).items():
             if getattr(self.objective, name) is None:
                 setattr(self.objective, name, default)
         self.evaluation.eval_k = self.evaluation.eval_k or self.evaluation.eval_n

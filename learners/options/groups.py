@@ -7,9 +7,9 @@ the same. `None` means that something else decides: the model, the objective, th
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from learners.advantages import ADVANTAGES
-from learners.aggregation import Aggregation
-from learners.objectives import OBJECTIVES, RECIPES
+from learners.objectives import OBJECTIVES, RECIPES, REJECTIONS
+from learners.objectives.advantages import ADVANTAGES
+from learners.objectives.aggregation import Aggregation
 from tasks.options import UNSAID, Chosen
 
 EMBEDDED = "embedded"
@@ -78,6 +78,8 @@ class ObjectiveOptions:
 
     objective: Literal[tuple(OBJECTIVES)] = "pg-seq-is"
     """policy gradients (reinforce, pg-...), clipped surrogates (grpo..., gspo, icepop), others: docs/objectives.md"""
+    reject: Annotated[tuple[Literal[tuple(REJECTIONS)], ...], UNSAID] = ()
+    """leave tokens or responses out of the loss where mu is too far off, one or more rules: docs/objectives.md"""
     recipe: Literal[tuple(RECIPES)] = "oat"
     """whose constants the options below default to: the paper's authors' in Oat or in VeRL"""
     advantage: Chosen[Literal[tuple(ADVANTAGES)]] = None
@@ -96,12 +98,48 @@ class ObjectiveOptions:
     """...-mis: responses whose importance weight exceeds it are masked (default: by objective and recipe)"""
     log_weight_clamp: Chosen[float] = None
     """with an importance weight: its logarithm is kept within +- this; 0 is off (default: oat 0, verl 20)"""
+    is_batch_normalize: bool = False
+    """with an importance weight: divide it by its mean over the step (which takes pi_old)"""
     icepop_low: Chosen[float] = None
     """icepop: tokens with a smaller weight pi_old / mu are masked (default 0.5)"""
     icepop_high: Chosen[float] = None
     """icepop: tokens with a larger weight pi_old / mu are masked (default 5)"""
     dppo_delta: Chosen[float] = None
     """dppo-...: radius of the trust region around mu (default: tv 0.15, kl 0.05)"""
+    dppo_tau: Chosen[float] = None
+    """dppo-...: weight of (log pi/mu)^2, which is added; 0 is off (default: by recipe)"""
+    sapo_tau_positive: Chosen[float] = None
+    """sapo: how fast the gate closes where A > 0 (default 1)"""
+    sapo_tau_negative: Chosen[float] = None
+    """sapo: how fast the gate closes where A <= 0 (default 1.05)"""
+    vespo_k_positive: Chosen[float] = None
+    """vespo: k where A >= 0 (default 2)"""
+    vespo_lambda_positive: Chosen[float] = None
+    """vespo: lambda where A >= 0 (default 3)"""
+    vespo_k_negative: Chosen[float] = None
+    """vespo: k where A < 0 (default 3)"""
+    vespo_lambda_negative: Chosen[float] = None
+    """vespo: lambda where A < 0 (default 2)"""
+    geo_low: Chosen[float] = None
+    """--reject geo: smallest exp of a response's mean log ratio (default: by recipe)"""
+    geo_high: Chosen[float] = None
+    """--reject geo: largest exp of a response's mean log ratio (default: by recipe)"""
+    k3_cap: Chosen[float] = None
+    """--reject k3: largest mean of w - 1 - log w of a response (default 0.01)"""
+    token_k3_cap: Chosen[float] = None
+    """--reject max-token: largest w - 1 - log w of a token"""
+    outlier_low: Chosen[float] = None
+    """--reject outlier: smallest weight of a token (default 1e-4)"""
+    outlier_high: Chosen[float] = None
+    """--reject outlier: largest weight of a token (default 100)"""
+    veto_below: Chosen[float] = None
+    """--reject veto: smallest weight of a token (default 1e-4)"""
+    opsm_delta: Chosen[float] = None
+    """--reject opsm: where A < 0, largest mean of log mu - log pi of a response (default 0.5)"""
+    kpop_cap: Chosen[float] = None
+    """--reject kpop: largest Bernoulli KL divergence of a token, either way (default 2)"""
+    m2_cap: Chosen[float] = None
+    """--reject m2po: largest mean of (log w)^2 over the tokens that are left"""
     beta: float = 0.0
     """weight of the KL divergence (k3) to the initial model, which then stays in memory"""
 

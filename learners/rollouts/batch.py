@@ -68,6 +68,8 @@ class RolloutBatch:
     """(B,) bool, False for responses that are left out of the loss"""
     advantages: Tensor | None = None
     """(B,) FP32; what stands below is added by the learner"""
+    loss_mask: Tensor | None = None
+    """(B, L - 1) bool, the response tokens that rejections left in the loss; None: all"""
     old_logp: Tensor | None = None
     """(B, L - 1) FP32, log pi_old"""
     reference_logp: Tensor | None = None
@@ -96,6 +98,11 @@ class RolloutBatch:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def in_loss(self) -> Tensor:
+        """(B, L - 1) bool: the tokens that the loss is made of, in the responses that are kept."""
+        return self.response_mask if self.loss_mask is None else self.loss_mask
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, those that are there."""

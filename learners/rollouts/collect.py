@@ -8,7 +8,7 @@ from oat.types import TransitionData
 
 from actors.math_actor import MathActor
 from actors.processes import Processes, across_processes, gather
-from learners.advantages import ADVANTAGES, overlong_punishment
+from learners.objectives.advantages import ADVANTAGES, overlong_punishment
 from learners.options.config import Config
 from learners.record.run_log import RunLog
 from learners.rollouts.batch import Packed, RolloutBatch

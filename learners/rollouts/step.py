@@ -17,6 +17,8 @@ class Position:
     updates_done: int
     at_rollout_weights: bool
     """no update has been applied since its responses were sampled"""
+    mean_weight: float
+    """what importance weights are divided by, over the step's responses"""
     times: dict[str, float]
     """``time/...`` in seconds and ``throughput/...``, so far"""
 
@@ -30,10 +32,11 @@ class Step:
     times: dict[str, float]
     updates_done: int = 0
     at_rollout_weights: bool = True
+    mean_weight: float = 1.0
     tally: Tally = field(default_factory=Tally)
 
     def position(self) -> Position:
-        return Position(self.number, self.updates_done, self.at_rollout_weights, self.times)
+        return Position(self.number, self.updates_done, self.at_rollout_weights, self.mean_weight, self.times)
 
     @classmethod
     def at(cls, position: dict, batch: RolloutBatch, first: bool) -> Step:

@@ -1,7 +1,7 @@
 """Cutting an update's responses into micro-batches with little padding, and dealing them to the processes.
 
 Pure functions of the responses' lengths. Whatever the cut, the loss and its gradient are the same but for rounding
-(learners/aggregation.py), so speed and memory alone decide.
+(learners/objectives/aggregation.py), so speed and memory alone decide.
 """
 
 import torch

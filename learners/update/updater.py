@@ -9,8 +9,9 @@ from oat.model import LLM
 
 from actors import runtime
 from actors.processes import Processes, across_processes
-from learners.aggregation import UpdateCounts, aggregate
-from learners.objectives import OBJECTIVES, PolicyBatch, reference_kl
+from learners.objectives import OBJECTIVES, REJECTIONS, Compared, PolicyBatch, reference_kl
+from learners.objectives.aggregation import UpdateCounts, aggregate
+from learners.objectives.weights import importance_weight, limits_of
 from learners.options.precision import NAMES
 from learners.record.mismatch import measure
 from learners.record.tally import Tally
@@ -53,22 +54,59 @@ class Updater:
     ):
         self.config, self.strategy, self.processes, self.tokenizer = config, strategy, processes, tokenizer
         self.model, self.optimizer, self.scheduler, self.reference = model, optimizer, scheduler, reference
-        self.objective = OBJECTIVES[config.objective.objective]
-        self.thresholds = {name: getattr(config.objective, name) for name in self.objective.thresholds}
+        options = config.objective
+        self.objective = OBJECTIVES[options.objective]
+        self.thresholds = {name: getattr(options, name) for name in self.objective.thresholds}
+        self.rejections = [REJECTIONS[name] for name in options.reject]
+        self.needs_pi_old = self.objective.needs_pi_old or options.is_batch_normalize
+        self.needs_pi_old |= any(rejection.needs_pi_old for rejection in self.rejections)
 
     def evaluate_before(self, step: Step) -> None:
-        """What must be known at the rollout weights: pi_old if the objective needs it, the reference if there is one.
+        """What must be known at the rollout weights: pi_old and what follows from it, if anything asks for it, and the
+        reference if there is one.
 
         Raises:
             NonFiniteError: a log-probability is not finite.
         """
         batch = step.batch
-        if self.objective.needs_pi_old:
+        if self.needs_pi_old:
             batch.old_logp = self._without_gradient(batch, self.log_probs)
             measure(step.tally, batch.old_logp, batch.mu_logp, batch.response_mask)
             step.at_rollout_weights = False  # measured, so the first update need not
+            batch.loss_mask, statistics = self._reject(batch, batch.old_logp, stays_counted=False)
+            batch.kept = batch.kept & batch.loss_mask.any(1)
+            for name, rejected in statistics.items():
+                step.tally.add(name, rejected)
+            if self.config.objective.is_batch_normalize:
+                step.mean_weight = self._mean_weight(batch)
         if self.reference is not None:
             batch.reference_logp = self._without_gradient(batch, lambda part: self._log_probs_of(self.reference, part))
+
+    def _reject(
+        self, batch: RolloutBatch, logp: torch.Tensor, *, stays_counted: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The response tokens, (B, L - 1), that are left by those rejections that leave what they reject in the
+        denominators, or by the others; and what each rejected, by the name of the metric."""
+        compared = Compared(logp.detach(), batch.mu_logp, batch.response_mask, batch.advantages)
+        left, statistics = batch.response_mask, {}
+        for rejection in self.rejections:
+            if rejection.stays_counted == stays_counted:
+                chosen = {name: getattr(self.config.objective, name) for name in rejection.thresholds}
+                keeps = rejection(compared, **chosen)
+                per_token = keeps.shape == left.shape
+                name = f"objective/rejected_{rejection.name.replace('-', '_')}"
+                statistics[name] = (~(keeps[left] if per_token else keeps)).double()
+                left = left & keeps
+        return left, statistics
+
+    def _mean_weight(self, batch: RolloutBatch) -> float:
+        """Of the step's importance weights pi_old / mu, as they are limited; over tokens, or over responses."""
+        level, mask = self.objective.weighs, batch.in_loss & batch.kept[:, None]
+        policy = PolicyBatch(batch.old_logp, batch.mu_logp, batch.advantages, mask)
+        log_weight = policy.log_ratio(batch.old_logp, batch.mu_logp, level)
+        weight, _ = importance_weight(level, log_weight, **limits_of(self.thresholds))
+        used = weight[mask] if level == "token" else weight[batch.kept]
+        return float(used.double().mean()) if float(used.sum()) > 0 else 1.0
 
     def update(self, step: Step, batch: RolloutBatch) -> StepReport:
         """One optimiser update on the given responses, of which this process takes its share.
@@ -83,7 +121,7 @@ class Updater:
         counts = UpdateCounts(
             sequences=len(batch),
             kept_sequences=batch.kept.sum().item(),
-            kept_tokens=batch.response_mask[batch.kept].sum().item(),
+            kept_tokens=batch.in_loss[batch.kept].sum().item(),
             max_length=self.config.sampling.generate_max_length,
         )
         teaching, others = self._divide(batch)
@@ -95,8 +133,8 @@ class Updater:
             logp = self.log_probs(part)
             if step.at_rollout_weights:
                 measure(step.tally, logp, part.mu_logp, part.response_mask)
-            losses = self._token_losses(logp, part, step.tally)
-            loss = aggregate(losses, part.response_mask, part.kept, self.config.objective.aggregation, counts)
+            losses = self._token_losses(logp, part, step)
+            loss = aggregate(losses, part.in_loss, part.kept, self.config.objective.aggregation, counts)
             self._require_finite(loss, part, "loss")
             self.strategy.backward(loss, self.model, self.optimizer)
             update_loss += loss.item()
@@ -122,17 +160,24 @@ class Updater:
         chosen = model(batch.input_ids, batch.lengths, batch.response_mask)
         return torch.zeros_like(batch.mu_logp).masked_scatter(batch.response_mask, chosen)
 
-    def _token_losses(self, logp: torch.Tensor, batch: RolloutBatch, tally: Tally) -> torch.Tensor:
+    def _token_losses(self, logp: torch.Tensor, batch: RolloutBatch, step: Step) -> torch.Tensor:
         """(B, L - 1): the objective's loss, with what is added to it; its statistics go to the tally."""
-        policy = PolicyBatch(logp, batch.mu_logp, batch.advantages, batch.response_mask, batch.old_logp)
+        policy = PolicyBatch(logp, batch.mu_logp, batch.advantages, batch.in_loss, batch.old_logp)
         losses, statistics = self.objective(policy, **self.thresholds)
+        losses = losses / step.mean_weight
+        if self.rejections:
+            compared_logp = logp if batch.old_logp is None else batch.old_logp
+            left, rejected = self._reject(batch, compared_logp, stays_counted=True)
+            losses = losses.where(left, losses.new_zeros(()))
+            for name, values in rejected.items():
+                step.tally.add(name, values)
         if batch.reference_logp is not None:
-            divergence = reference_kl(logp, batch.reference_logp, batch.response_mask)
+            divergence = reference_kl(logp, batch.reference_logp, batch.in_loss)
             statistics["reference_kl"] = divergence.detach()
             losses = losses + self.config.objective.beta * divergence
         for name, values in statistics.items():
-            per_token = values.shape == batch.response_mask.shape
-            tally.add(f"objective/{name}", values[batch.response_mask] if per_token else values)
+            per_token = values.shape == batch.in_loss.shape
+            step.tally.add(f"objective/{name}", values[batch.in_loss] if per_token else values)
         return losses
 
     @torch.no_grad()
@@ -148,7 +193,8 @@ class Updater:
         """The responses of an update that are passed backwards, and the others: without an advantage, or left out of
         the loss, every term of it is 0."""
         teaches = (batch.advantages != 0) & batch.kept
-        if self.config.training.train_on_all or self.objective.trains_without_advantage or self.reference is not None:
+        without = self.objective.trains_without_advantage(**self.thresholds) or self.reference is not None
+        if self.config.training.train_on_all or without:
             teaches = torch.ones_like(teaches)
         chosen = with_something_to_teach(teaches, batch.lengths, self.processes.world_size)
         others = torch.ones_like(teaches).index_fill_(0, chosen, False)

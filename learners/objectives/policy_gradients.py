@@ -1,0 +1,78 @@
+"""Policy gradients: ``-weight A log pi``, whose weight corrects for mu."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from learners.objectives.batch import PolicyBatch, Statistics, objective
+from learners.objectives.weights import importance_weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@objective("reinforce")
+def reinforce(batch: PolicyBatch) -> tuple[Tensor, Statistics]:
+    """-A log pi: as if mu were pi."""
+    return -batch.gain, {}
+
+
+def weighted_gain(batch: PolicyBatch, level: str, **limits: float) -> tuple[Tensor, Statistics]:
+    """-w A log pi with w = pi / mu of the level."""
+    log_weight = batch.log_ratio(batch.logp, batch.mu_logp, level)
+    weight, statistics = importance_weight(level, log_weight, **limits)
+    return -weight * batch.gain, statistics
+
+
+@objective("pg-seq-is", weighs="sequence", log_weight_clamp=0.0)
+def pg_seq_is(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
+    """-w A log pi with w = prod_t pi / mu: the unbiased policy gradient of pi from samples of mu."""
+    return weighted_gain(batch, "sequence", **limits)
+
+
+@objective("pg-seq-tis", weighs="sequence", tis_cap=3.0, log_weight_clamp=0.0)
+def pg_seq_tis(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
+    """-min(w, C) A log pi, w of the sequence."""
+    return weighted_gain(batch, "sequence", **limits)
+
+
+@objective("pg-seq-mis", weighs="sequence", mis_cap=3.0, log_weight_clamp=0.0)
+def pg_seq_mis(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
+    """-w 1{w <= C} A log pi, w of the sequence."""
+    return weighted_gain(batch, "sequence", **limits)
+
+
+@objective("pg-token-is", weighs="token", log_weight_clamp=0.0)
+def pg_token_is(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
+    """-w_t A log pi with w_t = pi / mu of the token alone."""
+    return weighted_gain(batch, "token", **limits)
+
+
+@objective("pg-token-tis", weighs="token", tis_cap=2.0, log_weight_clamp=0.0)
+def pg_token_tis(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
+    """-min(w_t, C) A log pi."""
+    return weighted_gain(batch, "token", **limits)
+
+
+# ------------------------------------------------------------------------------------------------ a smooth weight
+
+
+@objective("vespo", vespo_k_positive=2.0, vespo_lambda_positive=3.0, vespo_k_negative=3.0, vespo_lambda_negative=2.0)
+def vespo(
+    batch: PolicyBatch,
+    vespo_k_positive: float,
+    vespo_lambda_positive: float,
+    vespo_k_negative: float,
+    vespo_lambda_negative: float,
+) -> tuple[Tensor, Statistics]:
+    """-phi(w) A log pi with phi(w) = w^k exp(lambda (1 - w)) and w = prod_t pi / mu: 1 at w = 1, and falling to 0 both
+    ways; k and lambda by the sign of A (VESPO, arXiv 2602.10693)."""
+    log_weight = batch.log_ratio(batch.logp, batch.mu_logp, "sequence")
+    positive = batch.advantages[:, None] >= 0
+    k = log_weight.new_full((), vespo_k_negative).where(~positive, log_weight.new_full((), vespo_k_positive))
+    lam = log_weight.new_full((), vespo_lambda_negative).where(
+        ~positive, log_weight.new_full((), vespo_lambda_positive)
+    )
+    weight = log_weight.exp()
+    phi = (k * log_weight + lam * (1 - weight)).exp()
+    return -phi * batch.gain, {"sequence_weight": weight, "phi": phi}
