@@ -1,6 +1,8 @@
 """The actor: samples with vLLM, grades with the task, hands over transitions with mu's log-probabilities."""
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from vllm.lora.request import LoRARequest
 
 from actors.engine import SamplingEngine
 from actors.responses import Request, prompt_seed, response_seed, sample_stream
+from tasks.errors import NonFiniteError
 from tasks.prompts import Prompt
 
 
@@ -35,6 +38,23 @@ class TaskOracle(RewardOracleBase, PreferenceOracleBase):
         del batch_size, return_probs, disable_tqdm
         rewards, info = self.get_reward(inputs, candidates_A, candidates_B)
         return rewards.numpy(), info
+
+
+def require_finite(transitions: list[TransitionData]) -> None:
+    """All of mu's log-probabilities must be numbers: with one that is not, a loss can be finite and its gradient not.
+
+    Raises:
+        NonFiniteError: one is not; names the prompt and the position.
+    """
+    if np.isfinite(np.fromiter(chain.from_iterable(t.response_logprobs for t in transitions), float)).all():
+        return
+    for transition in transitions:
+        for place, log_prob in enumerate(transition.response_logprobs):
+            if not math.isfinite(log_prob):
+                raise NonFiniteError(
+                    f"the sampler reported a log-probability of {log_prob} for token {place + 1} of a response to the "
+                    f"prompt {transition.prompt[:80]!r}; no gradient can be made of it. Try --sample-dtype fp32."
+                )
 
 
 class PassThrough:
@@ -139,6 +159,9 @@ class MathActor(PPOActor):
         Returns:
             One transition per response, the responses of a prompt next to each other; ``info``, one for all, holds
             Oat's ``actor/generate_time`` and ``actor/verify_time``, seconds, and ``reward/timeouts``, a count.
+
+        Raises:
+            NonFiniteError: a log-probability or a logit is not a number.
         """
         self.prompt_seeds = [prompt_seed(seed, place) for place in places]
         before = self.timeouts()
@@ -147,6 +170,7 @@ class MathActor(PPOActor):
             [prompt.token_ids for prompt in prompts],
             [prompt.reference for prompt in prompts],
         )
+        require_finite(transitions)
         transitions[0].info["reward/timeouts"] = self.timeouts() - before
         return transitions
 

@@ -49,7 +49,7 @@ class PolicyBatch:
     @property
     def ratio(self) -> Tensor:
         """(B, T): pi / pi_old, carrying the gradient; 1 outside the mask."""
-        return self.inside(self.logp - self.old_logp).exp()
+        return finite_exp(self.inside(self.logp - self.old_logp))
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,12 @@ def objective(
         return function
 
     return register
+
+
+def finite_exp(log_ratio: Tensor) -> Tensor:
+    """exp, but e^88 above that, with that slope. FP32 ends at e^88.7, and an infinite ratio that a clip leaves out of
+    the loss would be 0 x inf in its backward pass."""
+    return (log_ratio - (log_ratio.detach() - 88.0).clamp(min=0.0)).exp()
 
 
 def share(flags: Tensor) -> Tensor:

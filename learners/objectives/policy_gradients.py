@@ -21,6 +21,8 @@ def weighted_gain(batch: PolicyBatch, level: str, **limits: float) -> tuple[Tens
     """-w A log pi with w = pi / mu of the level."""
     log_weight = batch.log_ratio(batch.logp, batch.mu_logp, level)
     weight, statistics = importance_weight(level, log_weight, **limits)
+    # An infinite weight ends the run, but not where the advantage is 0: nothing is to be weighed there.
+    weight = weight.where(batch.advantages[:, None] != 0, weight.new_zeros(()))
     return -weight * batch.gain, statistics
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from learners.objectives.batch import PolicyBatch, Statistics, objective, share
+from learners.objectives.batch import PolicyBatch, Statistics, finite_exp, objective, share
 from learners.objectives.weights import importance_weight
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def grpo(batch: PolicyBatch, **clips: float) -> tuple[Tensor, Statistics]:
 def grpo_bypass(batch: PolicyBatch, **clips: float) -> tuple[Tensor, Statistics]:
     """GRPO's loss with mu for pi_old: the clip sees pi / mu, and so the difference between both engines (the bypass
     modes of verl and slime)."""
-    ratio = batch.inside(batch.logp - batch.mu_logp).exp()
+    ratio = finite_exp(batch.inside(batch.logp - batch.mu_logp))
     return clipped_surrogate(ratio, batch.advantages[:, None], **clips)
 
 
@@ -106,7 +106,7 @@ def sequence_surrogate(batch: PolicyBatch, base_logp: Tensor, **clips: float) ->
     lengths = batch.mask.sum(1, keepdim=True)
     mean_log_ratio = batch.log_ratio(batch.logp, base_logp, "sequence") / lengths.clamp(min=1)
     own = batch.inside(batch.logp - batch.logp.detach()).exp()  # 1, with the gradient of log pi
-    return clipped_surrogate(mean_log_ratio.exp() * own, batch.advantages[:, None], **clips)
+    return clipped_surrogate(finite_exp(mean_log_ratio) * own, batch.advantages[:, None], **clips)
 
 
 @objective("gspo", needs_pi_old=True, clip_low=3e-4, clip_high=4e-4)

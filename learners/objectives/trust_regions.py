@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from learners.objectives.batch import PolicyBatch, Statistics, objective, share
+from learners.objectives.batch import PolicyBatch, Statistics, finite_exp, objective, share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ def masked_surrogate(batch: PolicyBatch, divergence: Tensor, delta: float, tau: 
     """
     advantages = batch.advantages[:, None]
     log_ratio = batch.inside(batch.logp - batch.mu_logp)
-    ratio = log_ratio.exp()
+    ratio = finite_exp(log_ratio)
     pushed_away = ((advantages > 0) & (ratio > 1)) | ((advantages < 0) & (ratio < 1))
     dropped = pushed_away & (divergence > delta)
     loss = (-advantages * ratio).where(~dropped, ratio.new_zeros(()))
