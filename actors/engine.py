@@ -62,7 +62,7 @@ class SamplingEngine:
                 "this vLLM cannot tell when its logits are not numbers (FP16's range); 0.32 can", stacklevel=2
             )
         _leave_the_process_group_to_the_learner()
-        _leave_tokens_of_log_probs_undecoded()
+        _note_log_probs_simply()
         _look_at_models_in_this_process()
         arguments = {}
         if torch.cuda.is_available():
@@ -243,17 +243,30 @@ def _leave_the_process_group_to_the_learner() -> None:
     parallel_state.destroy_distributed_environment = end_own_groups
 
 
-def _leave_tokens_of_log_probs_undecoded() -> None:
+def _note_log_probs_simply() -> None:
     """vLLM makes a string of every token that it gives a log-probability for, a tenth of the sampling time of a small
-    model; nothing reads them. (The text of a response is decoded elsewhere.)"""
+    model, and lists of the one number of a token. Nothing reads the strings. (The text of a response is decoded
+    elsewhere.)"""
+    from vllm.logprobs import Logprob
     from vllm.v1.engine.logprobs import LogprobsProcessor
 
+    if hasattr(LogprobsProcessor, "update_of_vllm"):
+        return
     made_with = LogprobsProcessor.from_new_request.__func__
+    LogprobsProcessor.update_of_vllm = LogprobsProcessor._update_sample_logprobs
 
     def without_tokenizer(cls, tokenizer, request):
         return made_with(cls, None, request)
 
+    def note(self, new) -> None:
+        if new.logprobs.size != 1 or not isinstance(self.logprobs, list):
+            return self.update_of_vllm(new)
+        log_prob = new.logprobs.item()
+        self.cumulative_logprob += log_prob
+        self.logprobs.append({new.logprob_token_ids.item(): Logprob(log_prob, new.sampled_token_ranks.item())})
+
     LogprobsProcessor.from_new_request = classmethod(without_tokenizer)
+    LogprobsProcessor._update_sample_logprobs = note
 
 
 def _look_at_models_in_this_process() -> None:

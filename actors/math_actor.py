@@ -86,6 +86,7 @@ class MathActor(PPOActor):
             top_k=args.top_k,
             max_tokens=args.generate_max_length,
             logprobs=0,  # of the sampled token alone
+            detokenize=bool(stop),  # only a string that ends a response must be seen as it is written
             **stopping,
         )
         self.eval_sampling_params = vllm.SamplingParams(
@@ -101,7 +102,22 @@ class MathActor(PPOActor):
         for seed in self.prompt_seeds:
             own.append(sampling_params.clone())
             own[-1].seed = seed
-        return self.engine.generate(prompts, own, self.adapter)
+        outputs = self.engine.generate(prompts, own, self.adapter)
+        if not sampling_params.detokenize:
+            self._decode([response for output in outputs for response in output.outputs])
+        return outputs
+
+    def _decode(self, responses: list[vllm.CompletionOutput]) -> None:
+        """Whole responses at once: a tenth of the time that vLLM takes for it token by token."""
+        ended = [response.finish_reason == "stop" for response in responses]
+        tokens = [
+            response.token_ids[:-1] if end else response.token_ids
+            for response, end in zip(responses, ended, strict=True)
+        ]
+        decode = self.llm.get_tokenizer().batch_decode
+        texts = decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for response, text in zip(responses, texts, strict=True):
+            response.text = text
 
     def load_adapter(self, folder: str) -> None:
         """From now on sample with the adapter in a folder (peft's format), and forget the last one."""

@@ -52,6 +52,22 @@ def test_sampling_is_a_function_of_the_seed(learner):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_text_and_log_probabilities_are_those_that_vllm_makes_token_by_token(learner, monkeypatch):
+    from vllm.v1.engine.logprobs import LogprobsProcessor
+
+    actor, prompts = learner.actor, learner.rollouts.stream.batch(1)
+    lengths = sorted(len(t.response_ids) for t in actor.sample(prompts, 7, range(64)))
+    assert lengths[0] < lengths[-1]
+    monkeypatch.setattr(actor.sampling_params, "max_tokens", lengths[-1] - 1)  # so that some end there and some before
+    ours = actor.sample(prompts, 7, range(64))
+    assert not actor.sampling_params.detokenize
+    monkeypatch.setattr(actor.sampling_params, "detokenize", True)
+    monkeypatch.setattr(LogprobsProcessor, "_update_sample_logprobs", LogprobsProcessor.update_of_vllm)
+    theirs = actor.sample(prompts, 7, range(64))
+    for name in ("response", "response_ids", "response_logprobs", "rewards"):
+        assert [getattr(t, name) for t in ours] == [getattr(t, name) for t in theirs], name
+
+
 def test_what_a_prompt_is_answered_does_not_depend_on_what_else_its_engine_samples(learner):
     """As with another number of engines. But for near ties, which another batch may round the other way."""
     prompts, places = learner.rollouts.stream.batch(1), range(64)
