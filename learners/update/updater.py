@@ -58,8 +58,12 @@ class Updater:
         self.objective = OBJECTIVES[options.objective]
         self.thresholds = {name: getattr(options, name) for name in self.objective.thresholds}
         self.rejections = [REJECTIONS[name] for name in options.reject]
-        self.needs_pi_old = self.objective.needs_pi_old or options.is_batch_normalize
-        self.needs_pi_old |= any(rejection.needs_pi_old for rejection in self.rejections)
+
+    @property
+    def needs_pi_old(self) -> bool:
+        """Whether anything asks for pi_old, which costs one more forward pass a step."""
+        weighs = self.config.objective.is_batch_normalize
+        return weighs or self.objective.needs_pi_old or any(made.needs_pi_old for made in self.rejections)
 
     def evaluate_before(self, step: Step) -> None:
         """What must be known at the rollout weights: pi_old and what follows from it, if anything asks for it, and the
