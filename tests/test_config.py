@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from learners.command_line import parse
-from learners.objectives import OBJECTIVES
+from learners.objectives import OBJECTIVES, REJECTIONS, THRESHOLDS, defaults
 from learners.options.config import DEFAULTS_BY_MODEL, Config
 from learners.options.groups import ObjectiveOptions
 from tasks.arithmetic.model import CHECKPOINT
@@ -78,6 +78,17 @@ REFUSED = {
         ["--objective", "icepop", "--icepop-low", "6"],
         "--icepop-low must be below --icepop-high",
     ),
+    "a rejection upside down": (["--reject", "geo", "--geo-low", "2"], "--geo-low must be below --geo-high"),
+    "outliers upside down": (["--reject", "outlier", "--outlier-high", "1e-5"], "--outlier-low must be below"),
+    "a rejection's band without it": (
+        ["--reject", "k3", "veto", "--geo-low", "2"],
+        "nor by --reject veto; leave it out",
+    ),
+    "a rejection twice": (["--reject", "k3", "k3"], "--reject names one twice"),
+    "a cap of nothing": (["--reject", "m2po", "--m2-cap", "0"], "--m2-cap is 0; it must be greater"),
+    "a negative penalty": (["--objective", "dppo-tv", "--dppo-tau", "-1"], "--dppo-tau is -1; it must not be negative"),
+    "a ratio below 0": (["--objective", "cispo", "--clip-low", "1.1"], "--clip-low is 1.1"),
+    "no weight to normalise": (["--objective", "vespo", "--is-batch-normalize", "True"], "--is-batch-normalize is for"),
     "dual clip below 1": (["--objective", "grpo", "--dual-clip", "0.5"], "--dual-clip is 0.5"),
     "negative KL weight": (["--beta", "-0.1"], "--beta is -0.1"),
     "scaling and a BF16 learner": (["--train-dtype", "bf16", "--hysteresis", "3"], "the learner trains in bf16"),
@@ -122,8 +133,6 @@ REFUSED = {
 @pytest.mark.parametrize("recipe", ["oat", "verl"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_resolved_thresholds_are_the_recipes_and_each_can_be_overridden(name, recipe):
-    from learners.objectives import THRESHOLDS, defaults
-
     chosen = defaults(name, recipe)
     options = parse(["--objective", name, "--recipe", recipe]).objective
     for key, value in chosen.items():
@@ -136,9 +145,24 @@ def test_resolved_thresholds_are_the_recipes_and_each_can_be_overridden(name, re
         assert getattr(overridden.objective, key) == value
 
 
-def test_every_threshold_is_an_option():
-    from learners.objectives import THRESHOLDS
+def test_rejections_combine_and_bring_their_thresholds():
+    names = list(REJECTIONS)
+    options = parse(["--objective=grpo-token-tis", "--recipe=verl", "--reject", *names]).objective
+    assert options.reject == tuple(names)
+    for key, value in defaults("grpo-token-tis", "verl", names).items():
+        assert getattr(options, key) == value
+    for name, made in REJECTIONS.items():
+        assert made.thresholds
+        alone = parse(["--reject", name]).objective
+        assert {key: getattr(alone, key) for key in made.thresholds} == made.thresholds
+        for key in made.thresholds:
+            value = 0.9 if key.endswith("_low") else 2.5
+            assert getattr(parse(["--reject", name, f"--{key.replace('_', '-')}={value}"]).objective, key) == value
+    assert parse([]).objective.reject == ()
+    assert parse(["--objective=gmpo", "--clip-low=1.5"]).objective.clip_low == 1.5, "of the ratio's logarithm"
 
+
+def test_every_threshold_is_an_option():
     assert set(THRESHOLDS) <= set(vars(ObjectiveOptions()))
 
 

@@ -13,7 +13,7 @@ from learners.command_line import parse
 from learners.model import config_file
 from learners.objectives import OBJECTIVES
 from scripts import export_verl
-from scripts.parts.verl_overrides import as_override, overrides
+from scripts.parts.verl_overrides import EXPORTED, as_override, overrides
 from tasks.arithmetic.model import CHECKPOINT
 from tasks.errors import UsageError
 from tests.conftest import ROOT
@@ -113,14 +113,24 @@ def test_adapters_are_told(no_hub):
 
 def test_every_objective_has_a_place(no_hub):
     seen = set()
-    for name in OBJECTIVES:
+    for name in EXPORTED:
         made = of(f"--objective={name}")
         bypass = made["algorithm.rollout_correction.bypass_mode"]
         assert bypass == (not OBJECTIVES[name].needs_pi_old)
         told_to_the_loss = "+actor_rollout_ref.actor.policy_loss.rollout_correction.rollout_is" in made
         assert told_to_the_loss == (made["actor_rollout_ref.actor.policy_loss.loss_mode"] == "bypass_mode")
         seen.add(json.dumps({key: made[key] for key in made if "experiment_name" not in key}, default=str))
-    assert len(seen) == len(OBJECTIVES), "two objectives became the same"
+    assert len(seen) == len(EXPORTED), "two objectives became the same"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [*([f"--objective={name}"] for name in OBJECTIVES if name not in EXPORTED), ["--reject=geo"],
+     ["--is-batch-normalize=True"], ["--objective=dppo-tv", "--dppo-tau=0.001"]],
+)  # fmt: skip
+def test_what_is_not_exported_is_not_left_out_in_silence(no_hub, options):
+    with pytest.raises(UsageError, match="not exported"):
+        of(*options)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from learners.command_line import parse
 from learners.objectives import OBJECTIVES, PolicyBatch
 from learners.objectives.advantages import ADVANTAGES
 from learners.objectives.aggregation import UpdateCounts, aggregate
-from scripts.parts.verl_overrides import as_override, overrides
+from scripts.parts.verl_overrides import EXPORTED, as_override, overrides
 
 THOUGHT = "<think>\n so </think> hence "  # what some templates want before the answer
 CONFIGS = Path(verl.__file__).parent / "trainer" / "config"
@@ -205,7 +205,7 @@ MODEL = ROOT / "tasks" / "arithmetic" / "checkpoint"
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         check_folder(Path(name))
-    for objective in OBJECTIVES:
+    for objective in EXPORTED:
         for recipe in ("oat", "verl"):
             check_objective(f"--objective={objective}", f"--recipe={recipe}")
     for aggregation in ("token-mean-batch", "token-mean-sequence", "token-sum-constant"):

@@ -1,10 +1,11 @@
 """Rejections: which tokens or responses a loss does not see, because pi and mu differ too much there.
 
-They combine with any objective, before it, and with one another: what one rejects is rejected. Each compares mu with
-pi_old where pi_old is there, else with pi, and says whether what it rejects stays in the denominators of the
-aggregation (the loss is 0 there) or leaves them (as if it had not been sampled), as its source has it. What leaves must
-be known before the first backward pass of a step, and so must what depends on other responses than its own: the
-learner then evaluates pi_old, one more forward pass. Only tensor methods are used, as in the objectives.
+They combine with any objective and with one another: what one rejects is rejected, and each judges for itself. Each
+compares mu with pi_old where pi_old is there, else with pi, but for those that are after how far pi has moved; and says
+whether what it rejects stays in the denominators of the aggregation (the loss is 0 there) or leaves them (as if it had
+not been sampled), as its source has it. What leaves must be known before the first backward pass of a step, and so must
+what depends on other responses than its own: the learner then evaluates pi_old, one more forward pass. A weight or a
+ratio of a response is of all its tokens, rejected ones too. Only tensor methods are used, as in the objectives.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class Rejection:
     """whether what is rejected stays in the denominators"""
     needs_all: bool
     """whether it looks at all the responses of a step together"""
+    sees_movement: bool
+    """whether it compares mu with pi as it is now even where pi_old is there"""
     thresholds: dict[str, float]
     """names and default values"""
 
@@ -64,20 +67,31 @@ class Rejection:
     def needs_pi_old(self) -> bool:
         return self.needs_all or not self.stays_counted
 
+    def verdict(self, compared: Compared, **thresholds: float) -> Tensor:
+        """Whether it is kept: (B, T) bool of each token, or (B, 1) of each response, as it is the one or the other that
+        is rejected."""
+        assert set(thresholds) <= set(self.thresholds), (self.name, thresholds)
+        return self.function(compared, **{**self.thresholds, **thresholds})
+
     def __call__(self, compared: Compared, **thresholds: float) -> Tensor:
         """(B, T) bool: the tokens that are kept."""
-        assert set(thresholds) <= set(self.thresholds), (self.name, thresholds)
-        return self.function(compared, **{**self.thresholds, **thresholds}) & compared.mask
+        return self.verdict(compared, **thresholds) & compared.mask
 
 
 REJECTIONS: dict[str, Rejection] = {}
 
 
-def rejection(name: str, stays_counted: bool = False, needs_all: bool = False, **thresholds: float):
+def rejection(
+    name: str,
+    stays_counted: bool = False,
+    needs_all: bool = False,
+    sees_movement: bool = False,
+    **thresholds: float,
+):
     """Register a rejection under its command-line name, with the defaults of the thresholds it uses."""
 
     def register(function):
-        REJECTIONS[name] = Rejection(name, function, stays_counted, needs_all, thresholds)
+        REJECTIONS[name] = Rejection(name, function, stays_counted, needs_all, sees_movement, thresholds)
         return function
 
     return register
@@ -120,10 +134,10 @@ def veto(compared: Compared, veto_below: float) -> Tensor:
     return compared.all(compared.log_weight.exp() >= veto_below)
 
 
-@rejection("opsm", stays_counted=True, opsm_delta=0.5)
+@rejection("opsm", stays_counted=True, sees_movement=True, opsm_delta=0.5)
 def opsm(compared: Compared, opsm_delta: float) -> Tensor:
-    """Rejects a response with a negative advantage and a mean of log mu - log pi above delta (off-policy sequence
-    masking, DeepSeek-V3.2, arXiv 2512.02556)."""
+    """Rejects a response with a negative advantage and a mean of log mu - log pi above delta, pi being the policy as it
+    is now (off-policy sequence masking, DeepSeek-V3.2, arXiv 2512.02556)."""
     away = compared.mean(-compared.log_weight) > opsm_delta
     return ~(away & (compared.advantages[:, None] < 0))
 

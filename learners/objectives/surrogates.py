@@ -94,10 +94,8 @@ def icepop(
 ) -> tuple[Tensor, Statistics]:
     """GRPO's loss times rho_t where low <= rho_t <= high, and 0 elsewhere, with rho_t = pi_old / mu of the token
     (IcePop, Ling team, 2025)."""
-    loss, statistics = weighted_grpo(batch, "token", clips, log_weight_clamp=log_weight_clamp)
-    weight = statistics["token_weight"]
-    dropped = (weight < icepop_low) | (weight > icepop_high)
-    return loss.where(~dropped, loss.new_zeros(())), statistics | {"masked_fraction": share(dropped)}
+    limits = {"log_weight_clamp": log_weight_clamp, "icepop_low": icepop_low, "icepop_high": icepop_high}
+    return weighted_grpo(batch, "token", clips, **limits)
 
 
 def sequence_surrogate(batch: PolicyBatch, base_logp: Tensor, **clips: float) -> tuple[Tensor, Statistics]:
@@ -128,7 +126,7 @@ def gmpo(batch: PolicyBatch, clip_low: float, clip_high: float) -> tuple[Tensor,
     advantages = batch.advantages[:, None]
     log_ratio = batch.inside(batch.logp - batch.old_logp)
     clipped = log_ratio.clamp(-clip_low, clip_high)
-    used = log_ratio.minimum(clipped).where(advantages > 0, log_ratio.maximum(clipped))
+    used = log_ratio.minimum(clipped).where(advantages >= 0, log_ratio.maximum(clipped))
     mean = used.sum(1, keepdim=True) / batch.mask.sum(1, keepdim=True).clamp(min=1)
     statistics = {"ratio": log_ratio.detach().exp(), "clip_fraction": share(used != log_ratio)}
     return (-advantages * mean.exp()).expand_as(log_ratio), statistics

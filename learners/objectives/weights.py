@@ -16,8 +16,10 @@ def importance_weight(
     log_weight_clamp: float,
     tis_cap: float | None = None,
     mis_cap: float | None = None,
+    icepop_low: float | None = None,
+    icepop_high: float | None = None,
 ) -> tuple[Tensor, Statistics]:
-    """exp(log_weight), limited in up to three ways; detached if ``log_weight`` is.
+    """exp(log_weight), limited in up to four ways; detached if ``log_weight`` is.
 
     Args:
         level: "token" or "sequence".
@@ -25,6 +27,7 @@ def importance_weight(
         log_weight_clamp: keeps the logarithm within +- this; 0 is off.
         tis_cap: truncates, min(w, C).
         mis_cap: masks, w where w <= C and 0 elsewhere.
+        icepop_low, icepop_high: mask, w where it was within these before it was clamped, and 0 elsewhere.
 
     Returns:
         The weight to use, and statistics of the weight as it was before all that.
@@ -38,10 +41,14 @@ def importance_weight(
     if mis_cap is not None:
         statistics["masked_fraction"] = share(weight > mis_cap)
         used = used.where(used <= mis_cap, used.new_zeros(()))
+    if icepop_low is not None:
+        inside = (weight >= icepop_low) & (weight <= icepop_high)
+        statistics["masked_fraction"] = share(~inside)
+        used = used.where(inside, used.new_zeros(()))
     return used, statistics
 
 
-LIMITS = ("log_weight_clamp", "tis_cap", "mis_cap")
+LIMITS = ("log_weight_clamp", "tis_cap", "mis_cap", "icepop_low", "icepop_high")
 
 
 def limits_of(thresholds: dict[str, float]) -> dict[str, float]:

@@ -216,7 +216,7 @@ def _check_objective(config: Config, asked_for: dict) -> None:
             require(value >= 0, f"{option} is {value:g}; it must not be negative.")
         else:
             require(value > 0, f"{option} is {value:g}; it must be greater than 0.")
-    if "clip_low" in used:
+    if "clip_low" in used and name != "gmpo":  # which clips the ratio's logarithm
         require(options.clip_low <= 1, f"--clip-low is {options.clip_low:g}; a ratio is never below 0, so at most 1.")
     if options.dual_clip:
         require(options.dual_clip > 1, f"--dual-clip is {options.dual_clip:g}; it must be above 1, or 0 to be off.")

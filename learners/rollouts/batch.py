@@ -101,8 +101,9 @@ class RolloutBatch:
 
     @property
     def in_loss(self) -> Tensor:
-        """(B, L - 1) bool: the tokens that the loss is made of, in the responses that are kept."""
-        return self.response_mask if self.loss_mask is None else self.loss_mask
+        """(B, L - 1) bool: the tokens that the loss is made of."""
+        left = self.response_mask if self.loss_mask is None else self.loss_mask
+        return left & self.kept[:, None]
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, those that are there."""

@@ -58,8 +58,12 @@ class Updater:
         self.objective = OBJECTIVES[options.objective]
         self.thresholds = {name: getattr(options, name) for name in self.objective.thresholds}
         self.rejections = [REJECTIONS[name] for name in options.reject]
-        self.needs_pi_old = self.objective.needs_pi_old or options.is_batch_normalize
-        self.needs_pi_old |= any(rejection.needs_pi_old for rejection in self.rejections)
+
+    @property
+    def needs_pi_old(self) -> bool:
+        """Whether anything asks for pi_old, which costs one more forward pass a step."""
+        weighs = self.config.objective.is_batch_normalize
+        return weighs or self.objective.needs_pi_old or any(made.needs_pi_old for made in self.rejections)
 
     def evaluate_before(self, step: Step) -> None:
         """What must be known at the rollout weights: pi_old and what follows from it, if anything asks for it, and the
@@ -73,35 +77,31 @@ class Updater:
             batch.old_logp = self._without_gradient(batch, self.log_probs)
             measure(step.tally, batch.old_logp, batch.mu_logp, batch.response_mask)
             step.at_rollout_weights = False  # measured, so the first update need not
-            batch.loss_mask, statistics = self._reject(batch, batch.old_logp, stays_counted=False)
-            batch.kept = batch.kept & batch.loss_mask.any(1)
-            for name, rejected in statistics.items():
-                step.tally.add(name, rejected)
+            batch.loss_mask = self._reject(step, batch, batch.old_logp, stays_counted=False)
             if self.config.objective.is_batch_normalize:
                 step.mean_weight = self._mean_weight(batch)
         if self.reference is not None:
             batch.reference_logp = self._without_gradient(batch, lambda part: self._log_probs_of(self.reference, part))
 
-    def _reject(
-        self, batch: RolloutBatch, logp: torch.Tensor, *, stays_counted: bool
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _reject(self, step: Step, batch: RolloutBatch, logp: torch.Tensor, *, stays_counted: bool) -> torch.Tensor:
         """The response tokens, (B, L - 1), that are left by those rejections that leave what they reject in the
-        denominators, or by the others; and what each rejected, by the name of the metric."""
-        compared = Compared(logp.detach(), batch.mu_logp, batch.response_mask, batch.advantages)
-        left, statistics = batch.response_mask, {}
+        denominators, or by the others. The share that each rejects goes to the tally."""
+        left = mask = batch.response_mask & batch.kept[:, None]
         for rejection in self.rejections:
             if rejection.stays_counted == stays_counted:
                 chosen = {name: getattr(self.config.objective, name) for name in rejection.thresholds}
-                keeps = rejection(compared, **chosen)
-                per_token = keeps.shape == left.shape
-                name = f"objective/rejected_{rejection.name.replace('-', '_')}"
-                statistics[name] = (~(keeps[left] if per_token else keeps)).double()
+                log_pi = logp if rejection.sees_movement or batch.old_logp is None else batch.old_logp
+                compared = Compared(log_pi.detach(), batch.mu_logp, mask, batch.advantages)
+                keeps = rejection.verdict(compared, **chosen)
+                judged = keeps[mask] if keeps.shape == mask.shape else keeps[batch.kept]
+                step.tally.add(f"objective/rejected_{rejection.name.replace('-', '_')}", (~judged).double())
                 left = left & keeps
-        return left, statistics
+        return left
 
     def _mean_weight(self, batch: RolloutBatch) -> float:
-        """Of the step's importance weights pi_old / mu, as they are limited; over tokens, or over responses."""
-        level, mask = self.objective.weighs, batch.in_loss & batch.kept[:, None]
+        """Of the step's importance weights pi_old / mu, as they are limited; over tokens, or over responses, rejected
+        ones too (as verl's and slime's)."""
+        level, mask = self.objective.weighs, batch.response_mask & batch.kept[:, None]
         policy = PolicyBatch(batch.old_logp, batch.mu_logp, batch.advantages, mask)
         log_weight = policy.log_ratio(batch.old_logp, batch.mu_logp, level)
         weight, _ = importance_weight(level, log_weight, **limits_of(self.thresholds))
@@ -120,8 +120,8 @@ class Updater:
         """
         counts = UpdateCounts(
             sequences=len(batch),
-            kept_sequences=batch.kept.sum().item(),
-            kept_tokens=batch.in_loss[batch.kept].sum().item(),
+            kept_sequences=batch.in_loss.any(1).sum().item(),
+            kept_tokens=batch.in_loss.sum().item(),
             max_length=self.config.sampling.generate_max_length,
         )
         teaching, others = self._divide(batch)
@@ -134,7 +134,7 @@ class Updater:
             if step.at_rollout_weights:
                 measure(step.tally, logp, part.mu_logp, part.response_mask)
             losses = self._token_losses(logp, part, step)
-            loss = aggregate(losses, part.in_loss, part.kept, self.config.objective.aggregation, counts)
+            loss = aggregate(losses, part.in_loss, part.in_loss.any(1), self.config.objective.aggregation, counts)
             self._require_finite(loss, part, "loss")
             self.strategy.backward(loss, self.model, self.optimizer)
             update_loss += loss.item()
@@ -162,22 +162,20 @@ class Updater:
 
     def _token_losses(self, logp: torch.Tensor, batch: RolloutBatch, step: Step) -> torch.Tensor:
         """(B, L - 1): the objective's loss, with what is added to it; its statistics go to the tally."""
-        policy = PolicyBatch(logp, batch.mu_logp, batch.advantages, batch.in_loss, batch.old_logp)
+        responses = batch.in_loss.any(1)
+        mask = batch.response_mask & responses[:, None]  # not of what is left out: an infinite weight times 0 is NaN
+        policy = PolicyBatch(logp, batch.mu_logp, batch.advantages, mask, batch.old_logp)
         losses, statistics = self.objective(policy, **self.thresholds)
         losses = losses / step.mean_weight
         if self.rejections:
-            compared_logp = logp if batch.old_logp is None else batch.old_logp
-            left, rejected = self._reject(batch, compared_logp, stays_counted=True)
-            losses = losses.where(left, losses.new_zeros(()))
-            for name, values in rejected.items():
-                step.tally.add(name, values)
+            losses = losses.where(self._reject(step, batch, logp, stays_counted=True), losses.new_zeros(()))
         if batch.reference_logp is not None:
             divergence = reference_kl(logp, batch.reference_logp, batch.in_loss)
             statistics["reference_kl"] = divergence.detach()
             losses = losses + self.config.objective.beta * divergence
         for name, values in statistics.items():
             per_token = values.shape == batch.in_loss.shape
-            step.tally.add(f"objective/{name}", values[batch.in_loss] if per_token else values)
+            step.tally.add(f"objective/{name}", values[batch.in_loss] if per_token else values[responses])
         return losses
 
     @torch.no_grad()
@@ -192,7 +190,7 @@ class Updater:
     def _divide(self, batch: RolloutBatch) -> tuple[RolloutBatch, RolloutBatch]:
         """The responses of an update that are passed backwards, and the others: without an advantage, or left out of
         the loss, every term of it is 0."""
-        teaches = (batch.advantages != 0) & batch.kept
+        teaches = (batch.advantages != 0) & batch.in_loss.any(1)
         without = self.objective.trains_without_advantage(**self.thresholds) or self.reference is not None
         if self.config.training.train_on_all or without:
             teaches = torch.ones_like(teaches)

@@ -33,12 +33,14 @@ POLICY_GRADIENTS = {
 }
 SURROGATES = {
     "grpo": None,
+    "grpo-bypass": None,
     "grpo-token-tis": "token",
     "grpo-seq-tis": "sequence",
     "grpo-seq-mis": "sequence",
     "icepop": "token",
 }
 OWN_LOSS = {"gspo": "gspo", "cispo": "cispo", "dppo-tv": "dppo_tv", "dppo-kl": "dppo_kl"}
+EXPORTED = (*POLICY_GRADIENTS, *SURROGATES, *OWN_LOSS)
 
 ADVANTAGES = {"group-mean": ("grpo", False), "group-std": ("grpo", True), "leave-one-out": ("rloo", False)}
 AGGREGATIONS = {
@@ -121,6 +123,14 @@ def refuse_what_verl_lacks(config: Config, devices: int) -> None:
     require(
         precision.loss_scale == 0 and precision.initial_scale_power == 16 and precision.min_loss_scale == 1,
         "VeRL scales FP16's loss dynamically from 2^16 and takes no option for it; leave out those of loss scaling.",
+    )
+    require(
+        objective.objective in EXPORTED,
+        f"--objective {objective.objective} is not exported; VeRL gets one of {', '.join(EXPORTED)}.",
+    )
+    require(
+        not objective.reject and not objective.is_batch_normalize and not objective.dppo_tau,
+        "--reject, --is-batch-normalize and --dppo-tau are not exported; leave them out, and set VeRL's own by hand.",
     )
     require(
         (objective.log_weight_clamp or 0) in (0, 20),
