@@ -199,7 +199,7 @@ def toy_rows(points: list[dict], lengths: list[int]) -> list[str]:
         half_text(points),
         *(percent(p, "left") for p in at),
         *(f"{percent(p, 'bias')}, {angle(p)}" for p in at),
-        *("-" if p["variance"] is None else f"{p['variance']:.3g}" for p in at),
+        *(percent(p, "variance") for p in at),
     ]
 
 

@@ -222,6 +222,7 @@ class Bench:
         return shares | {
             "bias": size, "bias_error": size_error, "angle": angle, "angle_error": widest - angle,
             "variance": q @ squares / self.plain_variance,
+            "variance_error": self.sequences.is_sample * squares.std() / n**0.5 / self.plain_variance,
         }  # fmt: skip
 
 
