@@ -13,7 +13,6 @@ import textwrap
 import time
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,14 +104,14 @@ def read_responses(folder: Path) -> dict[str, list]:
     return {dtype: read[dtype] for dtype in ("fp16", "bf16", "fp32") if dtype in read}
 
 
-def on_responses(arguments: Arguments) -> Results:
+def on_responses(scored: dict[str, list]) -> Results:
     """Every correction on whole responses (length 0) and on their first tokens. No response has a reward here: each
     counts half with A = 1, half with A = -1."""
     from scripts.parts.corrections import STEP, PerResponse, catalogue, joined, what_is_left
 
     corrections = catalogue()
     results: Results = {c.label: {} for c in corrections}
-    for dtype, responses in read_responses(arguments.responses).items():
+    for dtype, responses in scored.items():
         longest = max(len(r.log_mu) for r in responses)
         for length in (0, *(2**i for i in range(15) if 2**i <= longest)):
             used = [r for r in responses if len(r.log_mu) >= length]
@@ -148,7 +147,7 @@ def padded(responses: list, length: int):
 
 
 def name_of(label: str) -> str:
-    """``reject geo`` for ``reject geo 0.999/1.001 (verl)``."""
+    """``reject geo`` for ``reject geo geo_low=0.99 geo_high=1.01 (skyrl)``."""
     return " ".join(label.split()[: 2 if label.startswith("reject ") else 1])
 
 
@@ -168,20 +167,29 @@ def merged(results: Results) -> Results:
     return whole
 
 
-def half_gone(points: list[dict]) -> list[tuple[str, float]]:
-    """Where the sample that is left crosses one half: ("above" or "below", tokens)."""
-    found, curve = [], [(p["length"], p["left"]) for p in points if p["length"]]
-    for (a, left_a), (b, left_b) in pairwise(curve):
-        if (left_a < 0.5) != (left_b < 0.5):
-            place = a * (b / a) ** ((left_a - 0.5) / (left_a - left_b))
-            found.append(("below" if left_a < 0.5 else "above", float(f"{place:.2g}")))
-    return found
+def half_gone(points: list[dict]) -> tuple[list[tuple[str, float]], str]:
+    """Where the sample that is left crosses one half, ("above" or "below", tokens) each, and where it is at the end:
+    "kept", "gone", or "about half". To and fro within two standard errors, or 0.03, of one half is no crossing.
+    """
+    found, place, before, state = [], 0.0, None, "about half"
+    for point in points:
+        length, left = point["length"], point["left"]
+        if before and (before[1] < 0.5) != (left < 0.5):
+            place = before[0] * (length / before[0]) ** ((before[1] - 0.5) / (before[1] - left))
+        before = length, left
+        if abs(left - 0.5) > max(0.03, 2 * point["left_error"]):
+            now = "kept" if left > 0.5 else "gone"
+            if state not in (now, "about half"):
+                found.append(("above" if now == "gone" else "below", float(f"{place:.2g}")))
+            state = now
+    return found, state
 
 
 def half_text(points: list[dict]) -> str:
     """Example: ``above 170``; "never" and "always" are of the lengths that were looked at."""
-    crossings = [f"{side} {place:,.0f}" for side, place in half_gone(points)]
-    return ", ".join(crossings) or ("never" if points[-1]["left"] >= 0.5 else "always")
+    crossings, state = half_gone([p for p in points if p["length"]])
+    always = {"kept": "never", "gone": "always"}.get(state, state)
+    return ", ".join(f"{side} {place:,.0f}" for side, place in crossings) or always
 
 
 def percent(point: dict, key: str) -> str:
@@ -246,7 +254,7 @@ def show(made: dict, columns: int) -> None:
         Console(width=120).print(table)
 
 
-def draw(results: Results, title: str):
+def draw(results: Results, of_what: str):
     """The sample that is left against the length: a panel for each correction that ever loses more than a twentieth."""
     from scripts.parts import style
     from scripts.parts.style import pyplot
@@ -265,7 +273,7 @@ def draw(results: Results, title: str):
                 x, y, error = (np.array([p[key] for p in points]) for key in ("length", "left", "left_error"))
                 axis.plot(x, y, style.LINES[dtype], color=color)
                 axis.fill_between(x, y - error, y + error, color=color, alpha=0.2, linewidth=0)
-                for _, place in half_gone(points):
+                for _, place in half_gone(points)[0]:
                     axis.plot(place, 0.5, "o", color=color, markersize=4)
                     axis.annotate(f"{place:,.0f}", (place, 0.5), (4, 4), textcoords="offset points", fontsize=7.5)
         axis.set(xscale="log", ylim=(0, 1.04), xticks=[8**i for i in range(5)])
@@ -273,7 +281,7 @@ def draw(results: Results, title: str):
         axis.tick_params(labelbottom=True)
         axis.minorticks_off()
         lines = [(line, color) for label, color in zip(labels, style.PALETTE * 3, strict=False)
-                 for line in textwrap.wrap(label, 42)]  # fmt: skip
+                 for line in textwrap.wrap(label, 48, break_on_hyphens=False)]  # fmt: skip
         for i, (line, color) in enumerate(reversed(lines)):
             axis.annotate(line, (0, 1), (0, 4 + 10 * i), "axes fraction", "offset points", fontsize=7.5, color=color)
     for axis in list(axes.flat)[len(panels) :]:
@@ -281,8 +289,13 @@ def draw(results: Results, title: str):
     keys = [pyplot.Line2D([], [], color="black", linestyle=style.LINES[d], label=d.upper()) for d in ("fp16", "bf16")]
     keys.append(pyplot.Line2D([], [], color="black", marker="o", linestyle="", markersize=4, label="half is gone"))
     made.legend(handles=keys, loc="outside upper right", ncols=3)
+    title = f"The share of the sample that each correction leaves, by response length: {of_what}"
     made.suptitle(title, x=0.01, horizontalalignment="left")
-    made.supxlabel("length of the responses (tokens)", fontsize=9)
+    shown = {label for labels in panels.values() for label in labels}
+    others = "never below 0.95: " + "; ".join(label for label in results if label not in shown)
+    lines = ["length of the responses (tokens)", *textwrap.wrap(others, 170, break_on_hyphens=False)]
+    made.supxlabel("\n".join(lines), fontsize=8.5)
+    made.supylabel("share of the sample that is left", fontsize=9)
     return made
 
 
@@ -291,25 +304,31 @@ def main(arguments: Arguments) -> int:
     started = time.perf_counter()
     require(arguments.samples >= 64, f"--samples is {arguments.samples}; standard errors need at least 64.")
     require(arguments.max_length >= 16, f"--max-length is {arguments.max_length}; up to 8 all are enumerated; give 16.")
-    folder = arguments.output_dir
-    require(folder is None or not folder.exists() or folder.is_dir(), f"--output-dir {folder} is a file.")
+    require(arguments.seed >= 0, f"--seed is {arguments.seed}; give 0 or more.")
     of_toy = arguments.responses is None
-    every = on_the_toy(arguments) if of_toy else on_responses(arguments)
+    scored = {} if of_toy else read_responses(arguments.responses)
+    if arguments.output_dir is not None:
+        try:
+            arguments.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output-dir {arguments.output_dir} is no folder that can be made ({error}).") from error
+    every = on_the_toy(arguments) if of_toy else on_responses(scored)
     results = merged(every)
     made = tables(results, of_toy)
     show(made, 4 if of_toy else 6)
-    seconds = time.perf_counter() - started
-    if folder is not None:
-        from scripts.parts import style
-
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "corrections.json").write_text(json.dumps(every, indent=1) + "\n")
-        (folder / "corrections.md").write_text(markdown(made))
-        title = "The share of the sample that each correction leaves, by response length (tokens)"
-        style.save(draw(results, title), folder / "corrections")
-        print(f"written to {folder}/: corrections.json, corrections.md, corrections.png, corrections.pdf")
-    print(f"{seconds:.0f} s")
+    if arguments.output_dir is not None:
+        write(arguments.output_dir, every, made, draw(results, "a toy policy" if of_toy else "real responses"))
+    print(f"{time.perf_counter() - started:.0f} s")
     return 0
+
+
+def write(folder: Path, every: Results, made: dict, figure) -> None:
+    from scripts.parts import style
+
+    (folder / "corrections.json").write_text(json.dumps(every, indent=1) + "\n")
+    (folder / "corrections.md").write_text(markdown(made))
+    style.save(figure, folder / "corrections")
+    print(f"written to {folder}/: corrections.json, corrections.md, corrections.png, corrections.pdf")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def test_what_is_left_of_real_responses(tmp_path):
     """Four responses: one agrees; one has a token of weight 5; one leaves geo's band; one opsm's, if A < 0."""
     rows = [[0.0, 0.0], [float(np.log(5.0))], [0.01, 0.0, 0.0, 0.0], [-0.6]]
     write_analysis(tmp_path, rows)
-    results = correction_table.on_responses(Arguments(responses=tmp_path))
+    results = correction_table.on_responses(correction_table.read_responses(tmp_path))
     whole = {label: by_dtype["fp16"][0] for label, by_dtype in results.items()}
     dropped = lambda name: {1 - whole[c.label]["responses_kept"] for c in CORRECTIONS.values() if c.name == name}
     assert dropped("geo") == {0.75}
@@ -143,11 +143,15 @@ def test_a_wrong_folder_is_refused_with_a_sentence(tmp_path, monkeypatch, capsys
 
 
 def test_half_of_the_sample_is_gone_where_the_curve_crosses_one_half():
-    points = [{"length": n, "left": left} for n, left in ((1, 0.2), (4, 0.8), (16, 0.9), (64, 0.1))]
-    assert half_gone(points) == [("below", 2.0), ("above", 32.0)]
+    curve = lambda *pairs: [{"length": n, "left": left, "left_error": 0.01} for n, left in pairs]
+    points = curve((1, 0.2), (4, 0.8), (16, 0.9), (64, 0.1))
+    assert half_gone(points) == ([("below", 2.0), ("above", 32.0)], "gone")
     assert half_text(points) == "below 2, above 32"
     assert half_text(points[1:3]) == "never"
     assert half_text(points[:1]) == "always"
+    hovering = curve((1, 0.51), (2, 0.49), (4, 0.51))
+    assert half_text(hovering) == "about half"
+    assert half_text(curve((1, 0.9)) + hovering[1:] + curve((8, 0.8))) == "never"
 
 
 def test_equal_results_share_a_row():

@@ -45,8 +45,8 @@ class Correction:
 
     @property
     def label(self) -> str:
-        """Example: ``reject geo 0.99/1.01 (skyrl)``."""
-        values = "/".join(f"{value:g}" for key, value in self.thresholds if key in self.distinct and value)
+        """Example: ``reject geo geo_low=0.99 geo_high=1.01 (skyrl)``."""
+        values = " ".join(f"{key}={value:g}" for key, value in self.thresholds if key in self.distinct and value)
         others = [recipe for recipe in RECIPES if recipe not in self.recipes]
         whose = ", ".join(self.recipes)
         if len(others) < len(self.recipes):
