@@ -59,7 +59,7 @@ def rounding_error(decimal: str) -> Fraction | None:
 @lru_cache(4096)
 def parse(latex: str, is_complex: bool = False) -> sympy.Expr | None:
     """A SymPy expression of what the text says, not evaluated; None if it cannot be read."""
-    if re.search(r"\\text|=|\\infty|mod", latex):  # of infinity the grammar makes numbers that are all equal
+    if re.search(r"\\text|\\infty|mod|\d_", latex):  # of infinity the grammar makes numbers that are all equal
         return None
     if (number := as_fraction(latex)) is not None:
         return sympy.Rational(number.numerator, number.denominator)
@@ -97,7 +97,8 @@ def _bits(node) -> float:
     if isinstance(node, sympy.Rational):
         return float(max(abs(int(node.p)).bit_length(), int(node.q).bit_length()))
     if isinstance(node, sympy.Pow):
-        return max(1.0, _bits(node.base)) * 2.0 ** min(_bits(node.exp), 100.0)
+        size = min(abs(int(node.exp)), 10**9) if node.exp.is_Integer else 2.0 ** min(_bits(node.exp), 100.0)
+        return max(1.0, _bits(node.base)) * size
     if isinstance(node, (*_FACTORIALS, sympy.exp)):
         return 64.0 * 2.0 ** min(_bits(node.args[0]), 100.0)
     if isinstance(node, sympy.Mul):

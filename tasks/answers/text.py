@@ -6,12 +6,19 @@ No meaning is decided here; `tidy(r"$\dfrac12\,$") == r"\frac{1}{2}"`.
 import re
 import unicodedata
 
-_CHARACTERS = (  # pairs: a character, and what LaTeX calls it
+_CHARACTERS = (  # pairs: what is written, and what LaTeX calls it
     "− - – - × \\cdot · \\cdot ⋅ \\cdot ÷ / ± \\pm ∓ \\mp ≤ \\le ≥ \\ge ≠ \\ne ≈ \\approx ∈ \\in ∪ \\cup ∩ \\cap "
     "∞ \\infty π \\pi θ \\theta α \\alpha β \\beta λ \\lambda ∅ \\emptyset √ \\sqrt ° ^\\circ º ^\\circ ⟨ ( ⟩ ) "
-    "“ \" ” \" ’ ' ′ ' ″ '' € \\euro £ \\pounds ℝ \\mathbb{R} ∠ \\angle ⁄ /"
+    "“ \" ” \" ’ ' ′ ' ″ '' € \\euro £ \\pounds ℝ \\mathbb{R} ∠ \\angle"
+).split()
+_COMMANDS = (
+    "langle ( rangle ) lbrace \\{ rbrace \\} leq \\le leqslant \\le geq \\ge geqslant \\ge neq \\ne lt < gt > mid | "
+    "vert | lvert | rvert | times \\cdot ast \\cdot div / varnothing \\emptyset quad , qquad , dfrac \\frac tfrac \\frac "
+    "cfrac \\frac dbinom \\binom tbinom \\binom degree ^\\circ"
 ).split()
 _UNICODE = str.maketrans(dict(zip(_CHARACTERS[::2], (f"{name} " for name in _CHARACTERS[1::2]), strict=True)))
+_SPELLED = dict(zip(_COMMANDS[::2], (f"{name} " for name in _COMMANDS[1::2]), strict=True))
+_SPELLED |= dict.fromkeys("displaystyle textstyle limits nolimits space".split(), " ")
 _RAISED, _LOWERED = (str.maketrans(digits, "0123456789-") for digits in ("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "₀₁₂₃₄₅₆₇₈₉₋"))
 _FONTS = "text|mbox|hbox|(?:math|text)(?:rm|bf|it|sf|tt|normal)|operatorname|boldsymbol|bold|bm"
 _NAMES = "alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|pi|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln"
@@ -19,45 +26,36 @@ _THOUSANDS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _ARGUMENT = r"\s*([0-9a-zA-Z]|\\[a-zA-Z]+)"
 _BRACED = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 
-# In this order; a comment names a reference or an answer that needs the line. A command ends where its letters end.
+# In this order; a comment names a reference or an answer that needs the line. "@": a command's name ends here.
 _REWRITES = [
     (re.compile(pattern.replace("@", r"(?![a-zA-Z])")), replacement)
     for pattern, replacement in (
-        (r"\\(displaystyle|textstyle|limits|nolimits)@|\\phantom\{[^{}]*\}", " "),
-        (r"\\(left|right|[bB]igg?[lrm]?)@\s*\.?(?=[^a-zA-Z0-9]|$)", ""),  # \left( 4, -\frac{1}{2} \right)
+        (r"\\(left|right|[bB]igg?[lrm]?)@\s*\.?(?=[^a-zA-Z0-9]|$)|\\!(?!\d{3})|\\phantom\{[^{}]*\}", ""),  # 8\!:\!34
         (r"(?<=\d)(\{,\}|,?\\!|\\[,:; ]|,\{\}|\\text\{,\}|~)\s*(?=\d{3}(?!\d))", ""),  # 11,\!090 and 1{,}008{,}016
-        (r"\\!", ""),  # 8\!:\!34
-        (r"(?<!\\)\\[,:;> ]|~|\\hspace\{[^{}]*\}|\\space@", " "),  # 5,\,-11
-        (r"\\q?quad@", " , "),  # x = 1 \quad y = 2
+        (r"(?<!\\)\\[,:;> ]|\\!|~|\\hspace\{[^{}]*\}", " "),  # 5,\,-11
+        (r"\\([a-zA-Z]+)", lambda m: _SPELLED.get(m[1], m[0])),  # \tfrac{41}2 and 2 \times 10^{27}
+        (r"<=|=<", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"!=", r"\\ne "),
+        (r"\*\*", "^"),
+        (r"\*", r"\\cdot "),
         (r"\\mathrm\s*\{([dei])\}", r"\1"),  # 1 - \frac{1}{\mathrm{e}}
         (rf"\\({_FONTS})\s*\{{", r"\\text{"),  # 320000 \mbox{ acres}
-        (r"\\langle@", "("),  # \langle 1, 2 \rangle
-        (r"\\rangle@", ")"),
         (r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}", lambda m: _repeating(*m.groups())),  # 0.1\overline{6}
         (r"\\overline\s*\{([A-Z]{2})\}", r"\1"),  # \overline{AB} = 5
         (r"(?i)^(\\text\{)?\s*(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)|option|choice)\s*:?\s*(?(1)\})(?=.)", ""),
-        (r"\\[dtc](frac|binom)@", r"\\\1"),  # \tfrac{41}2
-        (r"\\lbrace@", r"\\{"),  # \lbrace 1, 2 \rbrace
-        (r"\\rbrace@", r"\\}"),
-        (r"\\leq?(?:slant|q)?@|<=|=<", r"\\le "),
-        (r"\\geq?(?:slant|q)?@|>=", r"\\ge "),
-        (r"\\neq?@|!=", r"\\ne "),
-        (r"\\lt@", "<"),
-        (r"\\gt@", ">"),
-        (r"\\(times|ast)@|(?<!\*)\*(?!\*)", r"\\cdot "),  # 2 \times 10^{27}
-        (r"\*\*", "^"),  # x**2
-        (r"\\div@", "/"),
-        (r"\\(varnothing|empty)@|\\\{\s*\\\}", r"\\emptyset "),  # \{\}
-        (r"\\([lr]?vert|mid)@", "|"),  # \{x \mid x > 3\}
-        (r"\\degrees?@|\^\s*\{\s*\\circ\s*\}|\^\s*\\circ@", r"^\\circ "),  # 50^{\circ}
+        (r"\\\{\s*\\\}", r"\\emptyset "),  # \{\}
+        (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ@", r"^\\circ "),  # 50^{\circ}
         (r"\^\s*\{\s*((?:\\prime\s*)+)\}", lambda m: "'" * m[1].count("p")),  # 0.003^{\prime \prime}
         (r"(?<!\\)%", r"\\%"),
         (r"(?<![\\a-zA-Z])sqrt\s*(?=[({])", r"\\sqrt"),  # sqrt(2)
         (r"(?<![\\a-zA-Z])(infinity|infty|inf|oo)@", r"\\infty "),  # (-oo, 3]
         (rf"(?<![\\a-zA-Z])({_NAMES})@", r"\\\1 "),  # 2*pi
-        (rf"(?<=\d)\s*(?:\\text\{{\s*)?({'|'.join(_THOUSANDS)})@(\s*\}})?", lambda m: _thousands(*m.groups(), m)),
-        # 3.3e12
-        (r"(?<![a-zA-Z\\_^{.\d])(\d+(?:\.\d+)?|\.\d+)\s*[eE]\s*\{?([+-]?\d+)\}?(?![\da-zA-Z.])", r"\1\\cdot 10^{\2}"),
+        (rf"(?<=\d)\s*(?:\\text\{{\s*)?({'|'.join(_THOUSANDS)})@(\s*\}})?", lambda m: _thousands(*m.groups(), m[0])),
+        (
+            r"(?<![a-zA-Z\\_^{.\d])(\d+(?:\.\d+)?|\.\d+)\s*[eE]\s*([+-]?\d+)(?![\da-zA-Z.])",
+            r"\1\\cdot 10^{\2}",
+        ),  # 3.3e12
         (r"\^\s*\(((?:[^()]|\([^()]*\))*)\)", r"^{\1}"),  # x^(1/2)
         (r"\^\s*(?:\{\s*\+?(-?\d+)\s*\}|\+?(-?\d+))", lambda m: f"^{{{m[1] or m[2]}}}"),  # 3 \times 10^6
         (r"_\s*(\d+)", r"_{\1}"),  # 422_8
@@ -65,11 +63,11 @@ _REWRITES = [
         (r"(?<=\d)\.(?!\d)", " "),  # 7\text{ hours}.
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt\s*(\[[^\]]*\])?\s*(\d+|[a-zA-Z]|\\[a-zA-Z]+)", r"\\sqrt\1{\2}"),  # 11\sqrt2
-        (rf"\\(frac|binom)@?{_ARGUMENT}", r"\\\1{\2}"),  # \dfrac 3 8, \frac\pi 2
+        (rf"\\(frac|binom){_ARGUMENT}", r"\\\1{\2}"),  # \dfrac 3 8, \frac\pi 2
         (rf"(\\(?:frac|binom)\s*{_BRACED}){_ARGUMENT}", r"\1{\2}"),  # \frac{50}3
         (r"\\frac\s*(?=\{)", r"\\frac"),  # \frac {40}7
-        (r"(?<![\w.}^{_)])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", lambda m: _mixed(*m.groups(), m[0])),  # 1\frac{1}{2}
-        (r"(?<![\w.}^{_)/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w/])", lambda m: _mixed(*m.groups(), m[0])),  # 2 1/3
+        (r"(?<![\w.}^{_)])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", lambda m: _mixed(*m.groups())),  # 1\frac{1}{2}
+        (r"(?<![\w.}^{_)/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w/])", lambda m: _mixed(*m.groups())),  # 2 1/3
     )
 ]
 
@@ -103,7 +101,7 @@ def tidy(text: str) -> str:
     """One spelling. Idempotent but for the number of spaces."""
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m[0].translate(_RAISED)}}}", text)
     text = re.sub("[₀₁₂₃₄₅₆₇₈₉₋]+", lambda m: f"_{{{m[0].translate(_LOWERED)}}}", text)
-    text = unicodedata.normalize("NFKC", re.sub(r"[¼-¾⅓⅔]", r" \g<0>", text)).translate(_UNICODE)
+    text = unicodedata.normalize("NFKC", re.sub(r"[¼-¾⅓⅔]", r" \g<0>", text).translate(_UNICODE)).replace("⁄", "/")
     text = "".join(c if c.isprintable() else " " for c in text)
     text = _unwrapped(re.sub(r"(?<!\\)\$|(?<!\\)\\[()]|(?<!\\)\\[\[\]]", " ", text))
     for pattern, replacement in _REWRITES:
@@ -120,7 +118,10 @@ def _unwrapped(text: str) -> str:
     """Without the sentence's punctuation, a fence of Markdown, a box, and braces around it all."""
     before = None
     while text != before:
-        before, text = text, re.sub(r"^(=|\\approx|:)\s*|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$|(?<!\\)[,;:\s]+$", "", text.strip())
+        before, text = (
+            text,
+            re.sub(r"^(=|\\approx|:)\s*|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$|(?<!\\)[,;:\s]+$", "", text.strip()),
+        )
         text = re.sub(r"^(\*\*|```|`)(.+)\1$", r"\2", text).strip()
         opened = re.match(r"(\\f?boxed\s*)?\{", text)
         if opened and closing(text, opened.end() - 1) == len(text) - 1:
@@ -134,11 +135,12 @@ def _repeating(whole: str, digits: str, period: str) -> str:
     return f"\\frac{{{int(whole + digits + period) - int((whole + digits) or 0)}}}{{{below}}}"
 
 
-def _thousands(word: str, closed: str | None, match: re.Match) -> str:
-    r"""``3\text{ million}`` is 3000000, of which ``3\text{ million dollars}`` has dollars."""
-    return f"\\cdot 10^{{{_THOUSANDS[word]}}}" + ("\\text{" if "\\text" in match[0] and not closed else "")
+def _thousands(word: str, closed: str | None, text: str) -> str:
+    r"""``3\text{ million}`` is 3000000, and ``3\text{ million dollars}`` so many dollars."""
+    return f"\\cdot 10^{{{_THOUSANDS[word]}}}" + ("\\text{" if "\\text" in text and not closed else "")
 
 
-def _mixed(whole: str, above: str, below: str, text: str) -> str:
+def _mixed(whole: str, above: str, below: str) -> str:
     r"""``2\frac{1}{3}`` is two and a third; ``2\frac{4}{3}`` is a product."""
-    return f"({whole}+\\frac{{{above}}}{{{below}}})" if int(above) < int(below) else text
+    sign = "+" if int(above) < int(below) else "\\cdot "
+    return f"({whole}{sign}\\frac{{{above}}}{{{below}}})"

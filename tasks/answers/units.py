@@ -20,6 +20,8 @@ pound: lb pound 1
 degree: deg degree 1
 radian: rad radian 1
 current: ampere 1
+celsius: celsius c 1
+fahrenheit: fahrenheit f 1
 """  # what is not here is measured by itself
 _UNITS = {
     name: (dimension, Fraction(entry.split()[-1]))
@@ -39,6 +41,8 @@ class Unit(NamedTuple):
 
 def read_unit(text: str) -> Unit:
     """A unit from its words. Example: ``read_unit("square cm")`` and ``read_unit("cm^2")`` are the same area."""
+    for sign, name in (("\\%", " percent "), ("^\\circ", " degree "), ("''", " arcsecond ")):
+        text = text.replace(sign, name)
     text = re.sub(r"[{}]|\\text|\\cdot|\\", " ", text)
     text = re.sub(r"(?<=[a-z]\s)\s*an?(?=\s)|/", " per ", text)  # "a" in "miles a day"; "5 A" is five amperes
     text = re.sub(r"\bm\.?p\.?h\b\.?", "mile per hour", re.sub(r"\bA\b", "ampere", text).casefold())

@@ -62,14 +62,13 @@ _PLAIN_UNITS = (
     "cents degrees degree radians percent units unit square sq cubic cu mph liters pounds ounces grams years acres"
 ).replace(" ", "|")
 _UNITS = [
+    r"(?P<value>(?!.*(?:\\circ.*\\circ|sin|cos|tan|cot|sec|csc)).+?)\s*(?P<unit>\^\\circ(?:\s*(?:\\text\{\s*)?[CF]\s*\}?)?)",
+    r"(?P<value>.*\d)\s*(?P<unit>\\%|'')",
     r"(?P<value>.*?[^\s\\])\s*(?P<unit>\\text\{[^{}]*[a-zA-Z¢][^{}]*\}(?:\s*(?:/|\\cdot)?\s*\\text\{[^{}]*\})*"
     r"(?:\s*\^\s*\{-?\d\})?)",
     rf"(?P<value>{_NUMBER}|.*[\d}})]\s|.*\\pi\s)\s*(?P<unit>(?:{_PLAIN_UNITS})(?![a-zA-Z]).*)",
     rf"(?P<value>{_NUMBER})\s+(?P<unit>(?:[a-zA-Z]{{3,}}(?:\s|$))+)",  # 7 integers
-    *(rf"(?P<value>(?!.*(?:\\circ.*\\circ|sin|cos|tan|cot|sec|csc)).*\S)\s*(?P<unit>{sign})" for sign in (
-        r"\^\\circ\s*(?:\\text\{\s*)?[CF]\s*\}?", r"\^\\circ", r"\\%", r"(?<=\d)\s*''")),
-]  # fmt: skip
-_SIGNS = {"\\%": "percent", "^\\circ": "degree", "''": "arcsecond"}
+]
 
 
 def read(text: str) -> list[Value]:
@@ -189,11 +188,13 @@ def _inequality(sides: list[str], signs: list[str]) -> Value | None:
         sides, signs = sides[::-1], [_TURNED[sign] for sign in signs[::-1]]
     if not set(signs) <= {"<", "\\le", "\\ne"} or not all(sides) or len(sides) > 3:
         return None
+    if any(re.fullmatch(r"-\\?[a-zA-Z]+", side) for side in sides):  # -x > -1
+        sides = [side[1:] if re.fullmatch(r"-\\?[a-zA-Z]+", side) else f"-({side})" for side in sides[::-1]]
     named = [bool(re.fullmatch(r"\\?[a-zA-Z]+", side)) and side not in ("\\pi", "e", "\\infty") for side in sides]
     brackets = "(["[signs[0] == "\\le"] + ")]"[signs[-1] == "\\le"]
-    if named == [False, True, False]:
+    if len(named) == 3 and named[1]:
         return _all("row", sides[::2], brackets)
-    if sum(named) != 1 or len(sides) == 3:
+    if sum(named) != 1 or len(named) == 3:
         return Value("equation", tuple(sides), signs[0]) if len(sides) == 2 and signs[0] != "\\ne" else None
     below = _all("row", ("-\\infty", sides[named[0]]), "(" + brackets[1])
     above = _all("row", (sides[named[0]], "\\infty"), brackets[0] + ")")
@@ -222,8 +223,8 @@ def _quantity(text: str) -> Value | None:
     for pattern in _UNITS:
         found = re.fullmatch(pattern, text)
         if found and "\\text" not in found["value"] and "," not in found["unit"]:
-            value, unit = read_value(found["value"]), found["unit"].strip()
-            return Value("quantity", value, read_unit(_SIGNS.get(unit, unit))) if value.kind == "expression" else None
+            value = read_value(found["value"])
+            return Value("quantity", value, read_unit(found["unit"])) if value.kind == "expression" else None
     return None
 
 
