@@ -48,12 +48,12 @@ def as_fraction(latex: str) -> Fraction | None:
     return None
 
 
-def rounding_error(decimal: str) -> Fraction | None:
-    """Half a unit of the last place of a decimal that has at least `SIGNIFICANT_DIGITS`; None for all else."""
-    found = re.fullmatch(r"[-+]?(\d+)\.(\d+)", decimal)
+def rounding_error(decimal: str) -> Fraction:
+    """Half a unit of the last place of a decimal that has at least `SIGNIFICANT_DIGITS`; 0 of all else."""
+    found = re.fullmatch(r"[-+]?(\d+)\.(\d+)(?:\\cdot10\^\{([-+]?\d{1,4})\})?", decimal)
     if found is None or len((found[1] + found[2]).lstrip("0")) < SIGNIFICANT_DIGITS:
-        return None
-    return Fraction(1, 2 * 10 ** len(found[2]))
+        return Fraction(0)
+    return Fraction(10) ** (int(found[3] or 0) - len(found[2])) / 2
 
 
 @lru_cache(4096)
@@ -120,12 +120,12 @@ def same_expression(first: str, second: str) -> bool:
     """Whether two expressions in LaTeX are equal. A constant may be a decimal, rounded rightly, of enough digits."""
     is_complex = should_treat_as_complex(first) or should_treat_as_complex(second)
     a, b = (parse(text, is_complex) for text in distinguish(first, second))
-    if a is None or b is None or a == b:
-        return a is not None and a == b
-    if not (is_tame(a) and is_tame(b)):
+    if a is None or b is None:
         return False
+    if a == b or not (is_tame(a) and is_tame(b)):
+        return sympy.srepr(a) == sympy.srepr(b)  # which orders terms and factors
     points = list(_values((a, b), is_complex))
-    error = max(rounding_error(first) or 0, rounding_error(second) or 0)
+    error = max(rounding_error(first), rounding_error(second))
     if error and not (a.free_symbols or b.free_symbols):
         return any(abs(x - y) <= sympy.Rational(error) for x, y in points)
     return bool(points) and all(_close(x, y) for x, y in points)

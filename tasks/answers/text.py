@@ -30,7 +30,7 @@ _BRACED = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 _REWRITES = [
     (re.compile(pattern.replace("@", r"(?![a-zA-Z])")), replacement)
     for pattern, replacement in (
-        (r"\\(left|right|[bB]igg?[lrm]?)@\s*\.?(?=[^a-zA-Z0-9]|$)|\\!(?!\d{3})|\\phantom\{[^{}]*\}", ""),  # 8\!:\!34
+        (r"\\(left|right|[bB]igg?[lrm]?)@\s*\.?(?=[^a-zA-Z0-9]|$)|\\!(?!\s*\d{3})|\\phantom\{[^{}]*\}", ""),  # 8\!:\!34
         (r"(?<=\d)(\{,\}|,?\\!|\\[,:; ]|,\{\}|\\text\{,\}|~)\s*(?=\d{3}(?!\d))", ""),  # 11,\!090 and 1{,}008{,}016
         (r"(?<!\\)\\[,:;> ]|\\!|~|\\hspace\{[^{}]*\}", " "),  # 5,\,-11
         (r"\\([a-zA-Z]+)", lambda m: _SPELLED.get(m[1], m[0])),  # \tfrac{41}2 and 2 \times 10^{27}

@@ -10,17 +10,16 @@ from tasks.answers.units import read_unit
 
 @dataclass(frozen=True)
 class Value:
-    r"""What an answer, or a part of one, says.
+    r"""What an answer, or a part of one, says, by kind:
 
-    | kind | parts | note |
-    |---|---|---|
-    | expression | LaTeX without spaces | |
-    | words | text in small letters; also "52 in base 8" | |
-    | quantity | an expression | its unit |
-    | many | values in no order: a list, a set, the parts of a union | |
-    | row | values in their order: a tuple, a point, an interval, a matrix | "[)", or the lengths of a matrix's rows |
-    | equation | its sides, LaTeX without spaces | =, < or \le |
-    | ratio | numbers, also of a clock | whether it may be a clock's; am, pm or nothing |
+    expression  parts is LaTeX without spaces
+    words       parts is text in small letters; "52 in base 8" too
+    quantity    parts is an expression, note its unit
+    many        parts are values in no order: a list, a set, a union
+    row         parts are values in their order, note the brackets, "[)", or the lengths of a matrix's rows
+    named       parts are the values of "x = 1, y = 2" in the order of note, their names
+    equation    parts are its sides, LaTeX without spaces, note =, < or \le
+    ratio       parts are numbers, also of a clock, note whether it may be a clock's and am, pm or nothing
     """
 
     kind: str
@@ -131,13 +130,21 @@ def _several(text: str) -> Value | None:
     for separator in (_UNION, *groups, _BETWEEN):
         parts = [part for part in split_top(text, separator) if part.strip()]
         if len(parts) > 1:
-            values = map(read_value, parts)
-            return Value("many", tuple(itertools.chain(*map(_members, parts, values))))
+            values = [(part, read_value(part)) for part in parts]
+            flat = [value.parts if value.kind == "many" and "\\pm" in part else (value,) for part, value in values]
+            return _many(list(itertools.chain(*flat)))
     return None
 
 
-def _members(text: str, value: Value) -> tuple[Value, ...]:
-    return value.parts if value.kind == "many" and "\\pm" in text else (value,)
+def _many(values: list[Value]) -> Value:
+    """Values; of the same name, "x = 1, -2", what it may be; of several names, "x = 1, y = 2", in their order."""
+    names = [value.name if value.kind == "equation" else "" for value in values]
+    if names[0] and set(names) <= {names[0], ""}:
+        values = [read_value(value.parts[-1]) if name else value for name, value in zip(names, values, strict=True)]
+    elif all(names) and len(set(names)) == len(names):
+        order = sorted(zip(names, values, strict=True), key=lambda pair: pair[0])
+        return _all("named", (value.parts[-1] for _, value in order), tuple(sorted(names)))
+    return Value("many", tuple(values))
 
 
 def _plus_minus(text: str) -> Value | None:
@@ -149,7 +156,7 @@ def _plus_minus(text: str) -> Value | None:
     if "mp" in parts[1::2]:
         signs = [[sign if kind == "pm" else "-+"[sign == "-"] for kind in parts[1::2]] for sign in "+-"]
     texts = ["".join(map("".join, zip(parts[::2], (*choice, ""), strict=True))) for choice in signs]
-    return _all("many", (re.sub(r"(^|[=(,])\s*\+", r"\1", choice) for choice in texts))
+    return _many([read_value(re.sub(r"(^|[=(,])\s*\+", r"\1", choice)) for choice in texts])
 
 
 def _bracketed(text: str) -> Value | None:
@@ -158,7 +165,7 @@ def _bracketed(text: str) -> Value | None:
         if len(condition) == 2:  # \{x : x > 3\}
             return read_value(condition[1])
         value = read_value(text[2:-2])
-        return value if value.kind == "many" else Value("many", (value,))
+        return value if value.kind in ("many", "named") else Value("many", (value,))
     if member := re.fullmatch(r"\\?[a-zA-Z]\s*\\in(?![a-zA-Z])(.+)", text):
         return read_value(member[1])
     if text[:1] not in "([" or text[-1:] not in ")]" or closing(text) != len(text) - 1 or squeeze(text) in _SYNONYMS:
