@@ -87,7 +87,7 @@ def is_tame(expression: sympy.Expr) -> bool:
             return False
         if isinstance(node, _FACTORIALS) and any(_bits(x) > math.log2(LARGEST_ARGUMENT) for x in node.args):
             return False
-        if isinstance(node, sympy.Pow) and _bits(node) > LARGEST_BITS:
+        if isinstance(node, (sympy.Pow, sympy.exp)) and _bits(node) > LARGEST_BITS:
             return False
     return True
 
@@ -100,20 +100,23 @@ def _bits(node) -> float:
         size = min(abs(int(node.exp)), 10**9) if node.exp.is_Integer else 2.0 ** min(_bits(node.exp), 100.0)
         return max(1.0, _bits(node.base)) * size
     if isinstance(node, (*_FACTORIALS, sympy.exp)):
-        return 64.0 * 2.0 ** min(_bits(node.args[0]), 100.0)
+        return 16.0 * 2.0 ** min(_bits(node.args[0]), 100.0)
     if isinstance(node, sympy.Mul):
         return sum(_bits(argument) for argument in node.args)
     return max((_bits(argument) for argument in node.args), default=2.0) + len(node.args)
 
 
 def distinguish(*texts: str) -> tuple[str, ...]:
-    r"""The texts with names apart that the grammar makes one: x and X, \delta and \Delta, y and y'; \gamma is a name."""
-    texts = tuple(re.sub(r"\\gamma(?![a-zA-Z])", "{g_{77}}", text) for text in texts)
-    texts = tuple(re.sub(r"\\([A-Z])([a-z]+)(?![a-zA-Z])", r"{\\\1\2_{66}}", text) for text in texts)
-    texts = tuple(re.sub(r"([a-zA-Z])('+)", lambda m: f"{{{m[1]}_{{8{len(m[2])}}}}}", text) for text in texts)
-    letters = set(re.sub(r"\\[a-zA-Z]+", " ", " ".join(texts)))
+    r"""The texts with names apart that the grammar makes one: x and X, \delta and \Delta, y and y'; \gamma is one."""
+    renamed = []
+    for text in (re.sub(r"\^([a-zA-Z])", r"^{\1}", text) for text in texts):
+        text = re.sub(r"\\gamma(?![a-zA-Z])", "g_{77}", text)
+        text = re.sub(r"\\([A-Z])([a-z]+)(?![a-zA-Z])", r"\\\1\2_{66}", text)
+        renamed.append(re.sub(r"([a-zA-Z])('+)", lambda m: f"{m[1]}_{{8{len(m[2])}}}", text))
+    letters = set(re.sub(r"\\[a-zA-Z]+", " ", " ".join(renamed)))
     both = "".join(letter for letter in letters if letter.isupper() and letter.lower() in letters) or "\0"
-    return tuple(re.sub(rf"(\\[a-zA-Z]+)|([{both}])", lambda m: m[1] or f"{{{m[2]}_{{9}}}}", text) for text in texts)
+    capital = re.compile(rf"(\\[a-zA-Z]+)|([{both}])(?:_\{{?(\w+)\}}?)?")
+    return tuple(capital.sub(lambda m: m[1] or f"{m[2]}_{{9{m[3] or ''}}}", text) for text in renamed)
 
 
 def same_expression(first: str, second: str) -> bool:
