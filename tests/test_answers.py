@@ -220,7 +220,6 @@ def test_expressions_are_compared_to_thirty_digits():
     for size in (one, one * 10**40, one / 10**60):
         assert _close(size, size * (1 + one / 10**31))
         assert not _close(size, size * (1 + one / 10**28))
-    assert _close(sympy.Float("1e-95", 50), sympy.Float("3e-93", 50)), "what is left of 0"
     assert is_equal(r"\sqrt{2}\sqrt{3}-\sqrt{6}", "0")
     assert is_equal(r"\sqrt{2}\sqrt{3}-\sqrt{6}+1", "1")
 
