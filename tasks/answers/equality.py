@@ -7,6 +7,7 @@ is computed (tasks/answers/algebra.py). In doubt two answers differ: the policy 
 import logging
 import math
 from functools import lru_cache
+from operator import itemgetter
 
 from tasks.answers.algebra import as_fraction, parse, rounding_error, same_equation, same_expression
 from tasks.answers.text import squeeze, tidy
@@ -64,6 +65,12 @@ def _in_any_order(a: Value, b: Value) -> bool:
     return not left
 
 
+def _by_name(named: Value) -> Value:
+    return Value(
+        "many", tuple(value for _, value in sorted(zip(named.note, named.parts, strict=True), key=itemgetter(0)))
+    )
+
+
 def _equations(a: Value, b: Value) -> bool:
     """``x + 2y = 4`` is ``2x + 4y = 8``; but ``2x = 4`` is not its solution, or the question would be the answer."""
     if a.name is not None and a.name == b.name:
@@ -118,8 +125,8 @@ def _expressions(a: Value, b: Value) -> bool:
 _RULES = [
     ("many", "many", _in_any_order),
     ("many", "row", lambda a, b: b.note == "()" and len(a.parts) > 2 and _in_order(a, b)),
-    ("named", "named", lambda a, b: a.note == b.note and _in_order(a, b)),
-    ("named", "row", lambda a, b: b.note == "()" and _in_order(a, b)),
+    ("named", "named", lambda a, b: sorted(a.note) == sorted(b.note) and _in_order(_by_name(a), _by_name(b))),
+    ("named", "row", lambda a, b: b.note == "()" and _in_order(_by_name(a), b)),
     ("named", "many", _in_order),
     ("equation", "equation", _equations),
     ("equation", "many", lambda a, b: a.name is not None and same(read_value(a.parts[-1]), b)),

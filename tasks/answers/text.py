@@ -13,8 +13,8 @@ _CHARACTERS = (  # pairs: what is written, and what LaTeX calls it
 ).split()
 _COMMANDS = (
     "langle ( rangle ) lbrace \\{ rbrace \\} leq \\le leqslant \\le geq \\ge geqslant \\ge neq \\ne lt < gt > mid | "
-    "vert | lvert | rvert | times \\cdot ast \\cdot div / varnothing \\emptyset quad , qquad , dfrac \\frac tfrac \\frac "
-    "cfrac \\frac dbinom \\binom tbinom \\binom degree ^\\circ"
+    "vert | lvert | rvert | times \\cdot ast \\cdot div / varnothing \\emptyset quad , qquad , dfrac \\frac tfrac "
+    "\\frac cfrac \\frac dbinom \\binom tbinom \\binom degree ^\\circ"
 ).split()
 _UNICODE = str.maketrans(dict(zip(_CHARACTERS[::2], (f"{name} " for name in _CHARACTERS[1::2]), strict=True)))
 _SPELLED = dict(zip(_COMMANDS[::2], (f"{name} " for name in _COMMANDS[1::2]), strict=True))
@@ -31,7 +31,7 @@ _REWRITES = [
     (re.compile(pattern.replace("@", r"(?![a-zA-Z])")), replacement)
     for pattern, replacement in (
         (r"\\(left|right|[bB]igg?[lrm]?)@\s*\.?(?=[^a-zA-Z0-9]|$)|\\!(?!\s*\d{3})|\\phantom\{[^{}]*\}", ""),  # 8\!:\!34
-        (r"(?<=\d)(\{,\}|,?\\!|\\[,:; ]|,\{\}|\\text\{,\}|~)\s*(?=\d{3}(?!\d))", ""),  # 11,\!090 and 1{,}008{,}016
+        (r"(?<=\d)(\{,\}|,?\\!|\\[,:; ]|,\{\}|\\text\{,\}|~| )\s*(?=\d{3}(?![\d/]))", ""),  # 11,\!090 and 1{,}008{,}016
         (r"(?<!\\)\\[,:;> ]|\\!|~|\\hspace\{[^{}]*\}", " "),  # 5,\,-11
         (r"\\([a-zA-Z]+)", lambda m: _SPELLED.get(m[1], m[0])),  # \tfrac{41}2 and 2 \times 10^{27}
         (r"<=|=<", r"\\le "),
@@ -120,7 +120,7 @@ def _unwrapped(text: str) -> str:
     while text != before:
         before, text = (
             text,
-            re.sub(r"^(=|\\approx|:)\s*|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$|(?<!\\)[,;:\s]+$", "", text.strip()),
+            re.sub(r"^(=|\\approx|:)\s*|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$|(?<!\\)(?:[,;:\s]+|\\)$", "", text.strip()),
         )
         text = re.sub(r"^(\*\*|```|`)(.+)\1$", r"\2", text).strip()
         opened = re.match(r"(\\f?boxed\s*)?\{", text)

@@ -18,6 +18,7 @@ year: yr year 1
 ounce: oz ounce 1
 pound: lb pound 1
 degree: deg degree 1
+percent: percent percentage pct 1
 radian: rad radian 1
 current: ampere 1
 celsius: celsius c 1

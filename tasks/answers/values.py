@@ -17,7 +17,7 @@ class Value:
     quantity    parts is an expression, note its unit
     many        parts are values in no order: a list, a set, a union
     row         parts are values in their order, note the brackets, "[)", or the lengths of a matrix's rows
-    named       parts are the values of "x = 1, y = 2" in the order of note, their names
+    named       parts are the values of "x = 1, y = 2", note their names
     equation    parts are its sides, LaTeX without spaces, note =, < or \le
     ratio       parts are numbers, also of a clock, note whether it may be a clock's and am, pm or nothing
     """
@@ -40,9 +40,10 @@ _SYNONYMS = {
     for synonym in synonyms.split("|")
 }
 _CORNERS = r"\|?[A-Z]{2,3}(?:_\w|_\{\w+\})?\|?"  # a length or a triangle
+_NAMED = r"[A-Z](?:_\{[^{}]*\}|_\w)?"
 _NAME = re.compile(
     rf"\([a-zA-Z](,[a-zA-Z])+\)|\\text\{{[^{{}}]*\}}|m?\\(?:angle|triangle)[A-Za-z_{{}}0-9 ]+|\[[A-Z]{{3,}}\]"
-    rf"|\\frac\{{(d\w|{_CORNERS})\}}\{{(d\w|{_CORNERS})\}}|{_CORNERS}([/:]{_CORNERS})?|[A-Z]_\{{[^{{}}]*\}}:[A-Z]\w*"
+    rf"|\\frac\{{(d\w|{_CORNERS})\}}\{{(d\w|{_CORNERS})\}}|{_CORNERS}([/:]{_CORNERS})?|{_NAMED}:{_NAMED}"
     r"|(\\[a-zA-Z]+|[a-zA-Z])'*(_(\{[^{}]*\}|\w))?(\^\{-1\})?'*(\([a-zA-Z0-9,]*\))?"
 )
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(,\d{3})+(?![\d,])")
@@ -137,13 +138,12 @@ def _several(text: str) -> Value | None:
 
 
 def _many(values: list[Value]) -> Value:
-    """Values; of the same name, "x = 1, -2", what it may be; of several names, "x = 1, y = 2", in their order."""
+    """Values; of the same name, "x = 1, -2", what it may be; of several names, "x = 1, y = 2", each with its own."""
     names = [value.name if value.kind == "equation" else "" for value in values]
     if names[0] and set(names) <= {names[0], ""}:
         values = [read_value(value.parts[-1]) if name else value for name, value in zip(names, values, strict=True)]
     elif all(names) and len(set(names)) == len(names):
-        order = sorted(zip(names, values, strict=True), key=lambda pair: pair[0])
-        return _all("named", (value.parts[-1] for _, value in order), tuple(sorted(names)))
+        return _all("named", (value.parts[-1] for value in values), tuple(names))
     return Value("many", tuple(values))
 
 
@@ -197,7 +197,9 @@ def _inequality(sides: list[str], signs: list[str]) -> Value | None:
         return None
     if any(re.fullmatch(r"-\\?[a-zA-Z]+", side) for side in sides):  # -x > -1
         sides = [side[1:] if re.fullmatch(r"-\\?[a-zA-Z]+", side) else f"-({side})" for side in sides[::-1]]
-    named = [bool(re.fullmatch(r"\\?[a-zA-Z]+", side)) and side not in ("\\pi", "e", "\\infty") for side in sides]
+    named = [
+        bool(re.fullmatch(r"\\?[a-zA-Z]+(\([a-z]\))?", side)) and side not in ("\\pi", "e", "\\infty") for side in sides
+    ]
     brackets = "(["[signs[0] == "\\le"] + ")]"[signs[-1] == "\\le"]
     if len(named) == 3 and named[1]:
         return _all("row", sides[::2], brackets)
