@@ -37,8 +37,8 @@ def extract_answer(response: str, answer_in: str = "boxed") -> str | None:
     Args:
         response: text.
         answer_in: "boxed" reads the last ``\boxed{}``; "after-think" the last one after ``</think>``, of which there
-            must be exactly one; "answer-tag" the last ``<answer>...</answer>``, and within it the last ``\boxed{}`` if
-            there is one.
+            must be exactly one; "answer-tag" the last ``<answer>...</answer>``, which must stand after a ``</think>``,
+            and within it the last ``\boxed{}`` if there is one.
 
     Raises:
         ValueError: there is no such place.
@@ -48,9 +48,9 @@ def extract_answer(response: str, answer_in: str = "boxed") -> str | None:
     if answer_in == "after-think":
         return last_boxed(response.partition("</think>")[2]) if response.count("</think>") == 1 else None
     if answer_in == "answer-tag":
-        _, opened, tail = response.rpartition("<answer>")
+        thought, opened, tail = response.rpartition("<answer>")
         content, closed, _ = tail.partition("</answer>")
-        if not (opened and closed):
+        if not (opened and closed and "</think>" in thought):
             return None
         boxed = last_boxed(content)
         return content.strip() if boxed is None else boxed

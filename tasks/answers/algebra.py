@@ -1,151 +1,166 @@
-"""Expressions that are more than a number: math-verify's parser, and its comparison where they have variables."""
+"""Numbers, exactly, and expressions: read by math-verify's grammar, compared where they can be computed.
+
+The grammar (https://github.com/huggingface/latex2sympy2_extended) builds SymPy objects and evaluates nothing as code.
+Its comparison, `math_verify.verify`, is not used: it pays for wrong answers. It takes 15 digits for equality (1e-20 x
+is 2e-20 x), solves equations (so that the question is its own answer), and takes (1, 2) for {1, 2}. Here two
+expressions are equal if they are at every point where both can be computed.
+"""
 
 import math
+import random
 import re
+from collections.abc import Iterator
+from fractions import Fraction
 from functools import lru_cache
 
 import sympy
 from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex
-from math_verify import verify
 from math_verify.grader import should_treat_as_complex
+from sympy.core.function import AppliedUndef
 
-from tasks.answers.numbers import as_fraction, decimal_places
-
+SIGNIFICANT_DIGITS = 6  # a decimal with as many may stand for a number without a shorter one, 3.14159 for pi
+LONGEST_NUMBER = 100  # characters of a number that is read without the grammar and its guards
 LARGEST_BITS = 20_000  # of a number that is computed
 LARGEST_ARGUMENT = 2_000  # of a factorial, a binomial
 LARGEST_SIZE = 400  # nodes
-LARGEST_SUM = 2_000  # terms of a power of a sum, were it written out
 DIGITS = 50
+POINTS = 6
+_NUMBER = re.compile(
+    r"([-+]?)(?:(\d+(?:\.\d+)?)(?:\\cdot10\^\{([-+]?\d{1,4})\})?|10\^\{([-+]?\d{1,4})\}"
+    r"|\\frac\{(-?\d+(?:\.\d+)?)\}\{(-?\d+(?:\.\d+)?)\}|(\d+)/(\d+))"
+)
 _NORMAL = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
 )
 _UNBOUNDED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
+_FACTORIALS = (sympy.factorial, sympy.factorial2, sympy.binomial, sympy.subfactorial, sympy.gamma)
+
+
+def as_fraction(latex: str) -> Fraction | None:
+    """The number that a squeezed text is, or None: an integer, a decimal, a fraction or scientific notation."""
+    found = _NUMBER.fullmatch(latex) if len(latex) <= LONGEST_NUMBER else None
+    if found is None:
+        return None
+    sign, number, power, only_power, above, below, plain_above, plain_below = found.groups()
+    if below := Fraction(below or plain_below or 1):
+        value = Fraction(number or above or plain_above or 1) * Fraction(10) ** int(power or only_power or 0) / below
+        return -value if sign == "-" else value
+    return None
+
+
+def rounding_error(decimal: str) -> Fraction:
+    """Half a unit of the last place of a decimal that has at least `SIGNIFICANT_DIGITS`; 0 of all else."""
+    found = re.fullmatch(r"[-+]?(\d+)\.(\d+)(?:\\cdot10\^\{([-+]?\d{1,4})\})?", decimal)
+    if found is None or len((found[1] + found[2]).lstrip("0")) < SIGNIFICANT_DIGITS:
+        return Fraction(0)
+    return Fraction(10) ** (int(found[3] or 0) - len(found[2])) / 2
 
 
 @lru_cache(4096)
-def parse(latex: str, is_complex: bool):
-    """A SymPy object of what the text says, not evaluated; None if it cannot be read or is too large to compute."""
-    if "\\text" in latex or "=" in latex:
+def parse(latex: str, is_complex: bool = False) -> sympy.Expr | None:
+    """A SymPy expression of what the text says, not evaluated; None if it cannot be read."""
+    if re.search(r"\\text|\\infty|mod|\d_", latex):  # of infinity the grammar makes numbers that are all equal
         return None
     if (number := as_fraction(latex)) is not None:
         return sympy.Rational(number.numerator, number.denominator)
     latex = re.sub(r"\^\\circ(?![a-zA-Z])", r"\\cdot\\frac{\\pi}{180}", latex)
-    latex = re.sub(r"(?<![\d.])(\d+)\.(\d+)(?![\d.])", _exact, latex)
+    latex = re.sub(r"\\pi\(", r"\\pi\\cdot(", latex)  # pi is no function, and a decimal not binary
+    latex = re.sub(
+        r"(?<![\d.])(\d+)\.(\d{1,60})(?![\d.])", lambda m: f"\\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}", latex
+    )
     try:
         expression = latex2sympy(
             normalize_latex(latex, _NORMAL), is_real=not is_complex, convert_degrees=False, normalization_config=None
         )
     except Exception:  # the grammar does not know it
         return None
-    if is_complex and hasattr(expression, "xreplace"):  # the grammar leaves i a name
-        expression = expression.xreplace({sympy.Symbol("i", real=False): sympy.I})
-    return expression if is_tame(expression) else None
+    if not isinstance(expression, sympy.Expr):
+        return None
+    functions = {function: sympy.Symbol(str(function)) for function in expression.atoms(AppliedUndef)}
+    return expression.xreplace(functions | ({sympy.Symbol("i", real=False): sympy.I} if is_complex else {}))
 
 
-def _exact(match: re.Match) -> str:
-    """0.25 as 25/100: SymPy's own decimals are binary, and math-verify rounds them."""
-    digits = len(match[2])
-    return f"\\frac{{{int(match[1] + match[2])}}}{{{10**digits}}}" if digits <= 60 else match[0]
-
-
-def is_tame(expression) -> bool:
+def is_tame(expression: sympy.Expr) -> bool:
     """Whether an expression can be computed in reasonable time and space: 9^9^9^9, 10^9! and sums cannot."""
-    nodes = 0
-    try:
-        for node in sympy.preorder_traversal(expression):
-            nodes += 1
-            if nodes > LARGEST_SIZE or isinstance(node, _UNBOUNDED):
-                return False
-            if isinstance(node, (sympy.factorial, sympy.factorial2, sympy.binomial, sympy.subfactorial, sympy.gamma)):
-                if any(argument.is_number and _bits(argument) > math.log2(LARGEST_ARGUMENT) for argument in node.args):
-                    return False
-            elif isinstance(node, sympy.Pow) and (_bits(node) > LARGEST_BITS or _terms(node) > LARGEST_SUM):
-                return False
-    except (OverflowError, RecursionError, ValueError, AttributeError, TypeError):
-        return False
+    for count, node in enumerate(sympy.preorder_traversal(expression), start=1):
+        if count > LARGEST_SIZE or isinstance(node, _UNBOUNDED):
+            return False
+        if isinstance(node, _FACTORIALS) and any(_bits(x) > math.log2(LARGEST_ARGUMENT) for x in node.args):
+            return False
+        if isinstance(node, (sympy.Pow, sympy.exp)) and _bits(node) > LARGEST_BITS:
+            return False
     return True
 
 
 def _bits(node) -> float:
-    """An upper estimate of a number's size, log2 |x|, found without computing it; variables count as nothing."""
-    if isinstance(node, sympy.Integer):
-        return float(abs(int(node)).bit_length())
+    """An upper estimate of a number's size, log2 |x|, found without computing it; a variable is less than 4."""
     if isinstance(node, sympy.Rational):
         return float(max(abs(int(node.p)).bit_length(), int(node.q).bit_length()))
     if isinstance(node, sympy.Pow):
-        base, exponent = max(1.0, _bits(node.base)), _bits(node.exp)
-        return base * 2.0 ** min(exponent, 100.0)
-    if isinstance(node, (sympy.factorial, sympy.gamma, sympy.exp)):
-        return 64.0 * 2.0 ** min(_bits(node.args[0]), 100.0)
+        size = min(abs(int(node.exp)), 10**9) if node.exp.is_Integer else 2.0 ** min(_bits(node.exp), 100.0)
+        return max(1.0, _bits(node.base)) * size
+    if isinstance(node, (*_FACTORIALS, sympy.exp)):
+        return 16.0 * 2.0 ** min(_bits(node.args[0]), 100.0)
     if isinstance(node, sympy.Mul):
         return sum(_bits(argument) for argument in node.args)
-    if not node.args:
-        return 2.0
-    return max(_bits(argument) for argument in node.args) + len(node.args)
+    return max((_bits(argument) for argument in node.args), default=2.0) + len(node.args)
 
 
-def _terms(power: sympy.Pow) -> int:
-    """Terms of (a + b + ...)^n written out; 1 for other powers."""
-    if not isinstance(power.base, sympy.Add) or not isinstance(power.exp, sympy.Integer) or power.is_number:
-        return 1
-    return math.comb(min(abs(int(power.exp)), 10**6) + len(power.base.args) - 1, len(power.base.args) - 1)
+def distinguish(*texts: str) -> tuple[str, ...]:
+    r"""The texts with names apart that the grammar makes one: x and X, \delta and \Delta, y and y'; \gamma is one."""
+    renamed = []
+    for text in (re.sub(r"\^([a-zA-Z])", r"^{\1}", text) for text in texts):
+        text = re.sub(r"\\gamma(?![a-zA-Z])", "g_{77}", text)
+        text = re.sub(r"\\([A-Z])([a-z]+)(?![a-zA-Z])", r"\\\1\2_{66}", text)
+        renamed.append(re.sub(r"([a-zA-Z])('+)", lambda m: f"{m[1]}_{{8{len(m[2])}}}", text))
+    letters = set(re.sub(r"\\[a-zA-Z]+", " ", " ".join(renamed)))
+    both = "".join(letter for letter in letters if letter.isupper() and letter.lower() in letters) or "\0"
+    capital = re.compile(rf"(\\[a-zA-Z]+)|([{both}])(?:_\{{?(\w+)\}}?)?")
+    return tuple(capital.sub(lambda m: m[1] or f"{m[2]}_{{9{m[3] or ''}}}", text) for text in renamed)
 
 
 def same_expression(first: str, second: str) -> bool:
-    """Whether two expressions in LaTeX are equal: constants to 50 digits, others as math-verify finds."""
+    """Whether two expressions in LaTeX are equal. A constant may be a decimal, rounded rightly, of enough digits."""
     is_complex = should_treat_as_complex(first) or should_treat_as_complex(second)
-    a, b = (parse(text, is_complex) for text in tell_cases_apart(first, second))
+    a, b = (parse(text, is_complex) for text in distinguish(first, second))
     if a is None or b is None:
         return False
-    if _is_constant(a) and _is_constant(b):
-        return _same_constants(a, b, first, second)
-    return bool(verify([b], [a], timeout_seconds=None))
+    if a == b or not (is_tame(a) and is_tame(b)):
+        return sympy.srepr(a) == sympy.srepr(b)  # which orders terms and factors
+    points = list(_values((a, b), is_complex))
+    error = max(rounding_error(first), rounding_error(second))
+    if error and not (a.free_symbols or b.free_symbols):
+        return any(abs(x - y) <= sympy.Rational(error) for x, y in points)
+    return bool(points) and all(_close(x, y) for x, y in points)
 
 
-def tell_cases_apart(*texts: str) -> tuple[str, ...]:
-    """The texts with x and X as two names where both occur; the parser would make them one."""
-    letters = set(re.sub(r"\\[a-zA-Z]+", " ", " ".join(texts)))
-    both = "".join(letter for letter in letters if letter.isupper() and letter.lower() in letters)
-    if not both:
-        return texts
-    return tuple(re.sub(rf"(\\[a-zA-Z]+)|([{both}])", lambda m: m[1] or f"{{{m[2]}_{{9}}}}", text) for text in texts)
-
-
-def _is_constant(expression) -> bool:
-    return isinstance(expression, sympy.Expr) and not expression.free_symbols
-
-
-def _same_constants(a, b, first: str, second: str) -> bool:
-    a, b = a.doit(), b.doit()
-    if a.is_Rational and b.is_Rational:
-        return a == b
-    a, b = (value.evalf(DIGITS) for value in (a, b))
-    if not (a.is_number and b.is_number) or a.has(sympy.nan, sympy.zoo) or b.has(sympy.nan, sympy.zoo):
+def same_equation(first: tuple[str, ...], second: tuple[str, ...], is_order: bool = False) -> bool:
+    """Whether two equations say the same: left less right is the same up to a factor, positive for an order."""
+    sides = [parse(text) for text in distinguish(*first, *second)]
+    if any(side is None or not is_tame(side) for side in sides):
         return False
-    if a.has(sympy.oo, -sympy.oo) or b.has(sympy.oo, -sympy.oo):
-        return bool(a == b)
-    difference, size = abs(sympy.N(a - b, DIGITS)), abs(a) + abs(b)
-    if difference <= sympy.Float(10, DIGITS) ** -30 * size or (
-        size < 1 and difference < sympy.Float(10, DIGITS) ** -40
-    ):
-        return True
-    for decimal, value in ((first, b), (second, a)):
-        places = decimal_places(decimal)
-        if places is not None and value.is_real:
-            exact = as_fraction(decimal)
-            if abs(value - sympy.Rational(exact.numerator, exact.denominator)) <= sympy.Rational(1, 2 * 10**places):
-                return True
-    return False
+    one, other = sides[0] - sides[1], sides[2] - sides[3]
+    factors = [a / b for a, b in _values((one, other), is_complex=False) if a != 0 and b != 0]
+    is_same = len(factors) > 1 and all(_close(factor, factors[0]) for factor in factors)
+    return is_same and bool(factors[0] > 0 or not is_order) and one.free_symbols == other.free_symbols
 
 
-def same_equation(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
-    """Whether two equations say the same: left less right is the same up to a constant factor."""
-    is_complex = any(map(should_treat_as_complex, (*first, *second)))
-    sides = [parse(side, is_complex) for side in tell_cases_apart(*first, *second)]
-    if not all(isinstance(side, sympy.Expr) for side in sides):
-        return False
-    one, other = (sympy.expand(left.doit() - right.doit()) for left, right in (sides[:2], sides[2:]))
-    if one == 0 or other == 0 or one.free_symbols != other.free_symbols:
-        return False
-    ratio = sympy.simplify(one / other)
-    return bool(ratio.is_number and ratio.is_finite and ratio != 0)
+def _values(expressions: tuple, is_complex: bool) -> Iterator[tuple]:
+    """The expressions' values at random points where all can be computed and, unless complex, are real."""
+    names = sorted(set().union(*(expression.free_symbols for expression in expressions)), key=str)
+    rng = random.Random(0)
+    for point in range(POINTS if names else 1):
+        sizes = [sympy.Rational(rng.randrange(50, 300), 101) for _ in names]
+        at = {name: size if point < 2 else size * rng.choice((1, -1)) for name, size in zip(names, sizes, strict=True)}
+        values = [_without_noise(expression.doit().evalf(DIGITS, subs=at)) for expression in expressions]
+        if all(x.is_number and x.is_finite and (is_complex or x.is_real or not names) for x in values):
+            yield tuple(values)
+
+
+def _without_noise(value):
+    """With 0 for what SymPy found no digit of, however many it computed."""
+    return value.xreplace({x: sympy.Integer(0) for x in value.atoms(sympy.Float) if x._prec == 1})
+
+
+def _close(a, b) -> bool:
+    return bool(abs(a - b) <= (abs(a) + abs(b)) * sympy.Float(10, DIGITS) ** -30)

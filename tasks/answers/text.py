@@ -6,112 +6,127 @@ No meaning is decided here; `tidy(r"$\dfrac12\,$") == r"\frac{1}{2}"`.
 import re
 import unicodedata
 
-_UNICODE = str.maketrans(
-    {
-        **{"−": "-", "–": "-", "×": "\\cdot ", "·": "\\cdot ", "⋅": "\\cdot ", "÷": "/", "±": "\\pm ", "∓": "\\mp "},
-        **{"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∈": "\\in ", "∪": "\\cup ", "∩": "\\cap "},
-        **{"∞": "\\infty ", "π": "\\pi ", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "λ": "\\lambda "},
-        **{"∅": "\\emptyset ", "√": "\\sqrt ", "°": "^\\circ ", "º": "^\\circ ", "ℝ": "\\mathbb{R}"},
-        **{
-            "⟨": "\\langle ",
-            "⟩": "\\rangle ",
-            "“": '"',
-            "”": '"',
-            "’": "'",
-            "′": "'",
-            "″": "''",
-            "€": "\\euro ",
-            "£": "\\pounds ",
-        },
-        **{"½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}"},
-    }
-)
-_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-_WORDS = "text mbox hbox mathrm textrm textbf mathbf textit textsf texttt mathsf mathit operatorname boldsymbol bold bm"
-_NAMES = "alpha beta gamma delta theta lambda mu sigma phi omega pi infty"
-_NAMES += " sin cos tan cot sec csc arcsin arccos arctan log ln"
+_CHARACTERS = (  # pairs: what is written, and what LaTeX calls it
+    "− - – - × \\cdot · \\cdot ⋅ \\cdot ÷ / ± \\pm ∓ \\mp ≤ \\le ≥ \\ge ≠ \\ne ≈ \\approx ∈ \\in ∪ \\cup ∩ \\cap "
+    "∞ \\infty π \\pi θ \\theta α \\alpha β \\beta λ \\lambda ∅ \\emptyset √ \\sqrt ° ^\\circ º ^\\circ ⟨ ( ⟩ ) "
+    "“ \" ” \" ’ ' ′ ' ″ '' € \\euro £ \\pounds ℝ \\mathbb{R} ∠ \\angle"
+).split()
+_COMMANDS = (
+    "langle ( rangle ) lbrace \\{ rbrace \\} leq \\le leqslant \\le geq \\ge geqslant \\ge neq \\ne lt < gt > mid | "
+    "vert | lvert | rvert | times \\cdot ast \\cdot div / varnothing \\emptyset quad , qquad , dfrac \\frac tfrac "
+    "\\frac cfrac \\frac dbinom \\binom tbinom \\binom degree ^\\circ"
+).split()
+_UNICODE = str.maketrans(dict(zip(_CHARACTERS[::2], (f"{name} " for name in _CHARACTERS[1::2]), strict=True)))
+_SPELLED = dict(zip(_COMMANDS[::2], (f"{name} " for name in _COMMANDS[1::2]), strict=True))
+_SPELLED |= dict.fromkeys("displaystyle textstyle limits nolimits space".split(), " ")
+_RAISED, _LOWERED = (str.maketrans(digits, "0123456789-") for digits in ("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "₀₁₂₃₄₅₆₇₈₉₋"))
+_FONTS = "text|mbox|hbox|(?:math|text)(?:rm|bf|it|sf|tt|normal)|operatorname|boldsymbol|bold|bm"
+_NAMES = "alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|pi|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln"
+_THOUSANDS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_ARGUMENT = r"\s*([0-9a-zA-Z]|\\[a-zA-Z]+)"
+_BRACED = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 
-# In this order. A thousands separator goes before spaces do; a command ends where its letters end.
+# In this order; a comment names a reference or an answer that needs the line. "@": a command's name ends here.
 _REWRITES = [
-    (re.compile(pattern), replacement)
+    (re.compile(pattern.replace("@", r"(?![a-zA-Z])")), replacement)
     for pattern, replacement in (
-        (r"\\(displaystyle|textstyle|limits|nolimits|cdotp(?![a-z])|phantom\{[^{}]*\})", " "),
-        (r"\\(left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?(?=[^a-zA-Z0-9]|$)", ""),
-        (r"(?<=\d)(\{,\}|,?(?<!\\)\\!|(?<!\\)\\[,:; ]|,\{\}|\\text\{,\}|~)\s*(?=\d{3}(?!\d))", ""),
-        (r"(?<!\\)\\!", ""),
-        (r"(?<!\\)\\[,:;> ]|\\q?quad(?![a-zA-Z])|~|\\hspace\{[^{}]*\}|\\space(?![a-zA-Z])", " "),
-        (rf"\\({'|'.join(_WORDS.split())})\s*\{{", r"\\text{"),
-        (r"\\langle(?![a-zA-Z])", "("),
-        (r"\\rangle(?![a-zA-Z])", ")"),
-        (r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}", lambda m: _repeating(*m.groups())),
-        (r"\\overline\{([A-Z]{2})\}", r"\1"),
-        (r"(?i)^(?:\\text\{)?\s*(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)|option|choice)\s*:?\s*\}?(?=.)", ""),
-        (r"^([A-Z])\)$", r"\1"),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
-        (r"\\(lbrace|lbrack)(?![a-zA-Z])", lambda m: {"lbrace": "\\{", "lbrack": "["}[m[1]]),
-        (r"\\(rbrace|rbrack)(?![a-zA-Z])", lambda m: {"rbrace": "\\}", "rbrack": "]"}[m[1]]),
-        (r"\\leq?(slant)?(?![a-zA-Z])|<=|=<", r"\\le "),
-        (r"\\geq?(slant)?(?![a-zA-Z])|>=", r"\\ge "),
-        (r"\\neq?(?![a-zA-Z])|!=", r"\\ne "),
-        (r"\\lt(?![a-zA-Z])", "<"),
-        (r"\\gt(?![a-zA-Z])", ">"),
-        (r"\\(times|ast)(?![a-zA-Z])|(?<!\*)\*(?!\*)", r"\\cdot "),
+        (r"\\(left|right|[bB]igg?[lrm]?)@\s*\.?(?=[^a-zA-Z0-9]|$)|\\!(?!\s*\d{3})|\\phantom\{[^{}]*\}", ""),  # 8\!:\!34
+        (r"(?<=\d)(\{,\}|,?\\!|\\[,:; ]|,\{\}|\\text\{,\}|~| )\s*(?=\d{3}(?![\d/]))", ""),  # 11,\!090 and 1{,}008{,}016
+        (r"(?<!\\)\\[,:;> ]|\\!|~|\\hspace\{[^{}]*\}", " "),  # 5,\,-11
+        (r"\\([a-zA-Z]+)", lambda m: _SPELLED.get(m[1], m[0])),  # \tfrac{41}2 and 2 \times 10^{27}
+        (r"<=|=<", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"!=", r"\\ne "),
         (r"\*\*", "^"),
-        (r"\\div(?![a-zA-Z])", "/"),
-        (r"\\(varnothing|empty)(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
-        (r"\\(infin|infinity)(?![a-zA-Z])", r"\\infty "),
-        (r"\\(simeq|thickapprox|doteq)(?![a-zA-Z])", r"\\approx "),
-        (r"\\(mid|vert|lvert|rvert)(?![a-zA-Z])", "|"),
-        (r"\\degrees?(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])", r"^\\circ "),
-        (r"\^\s*\{\s*\\prime\s*\\prime\s*\}", "''"),
-        (r"\^\s*\{\s*\\prime\s*\}|\^\s*\\prime(?![a-zA-Z])", "'"),
+        (r"\*", r"\\cdot "),
+        (r"\\mathrm\s*\{([dei])\}", r"\1"),  # 1 - \frac{1}{\mathrm{e}}
+        (rf"\\({_FONTS})\s*\{{", r"\\text{"),  # 320000 \mbox{ acres}
+        (r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}", lambda m: _repeating(*m.groups())),  # 0.1\overline{6}
+        (r"\\overline\s*\{([A-Z]{2})\}", r"\1"),  # \overline{AB} = 5
+        (r"(?i)^(\\text\{)?\s*(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)|option|choice)\s*:?\s*(?(1)\})(?=.)", ""),
+        (r"\\\{\s*\\\}", r"\\emptyset "),  # \{\}
+        (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ@", r"^\\circ "),  # 50^{\circ}
+        (r"\^\s*\{\s*((?:\\prime\s*)+)\}", lambda m: "'" * m[1].count("p")),  # 0.003^{\prime \prime}
         (r"(?<!\\)%", r"\\%"),
-        (r"(?<![\\a-zA-Z])sqrt\s*(?=[({])", r"\\sqrt"),
-        (r"(?<![\\a-zA-Z])(infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
-        (rf"(?<![\\a-zA-Z])({'|'.join(_NAMES.split())})(?![a-zA-Z])", r"\\\1 "),
-        (r"(?<![a-zA-Z\\_^{.\d])(\d+(?:\.\d+)?|\.\d+)\s*[eE]\s*\{?([+-]?\d+)\}?(?![\da-zA-Z.])", r"\1\\cdot 10^{\2}"),
-        (r"\^\s*\(", "^("),
-        (r"\^\s*(?:\{\s*\+?(-?\d+)\s*\}|\+?(-?\d+))", lambda m: f"^{{{m[1] or m[2]}}}"),
-        (r"_\s*(\d+)", r"_{\1}"),
-        (r"(?<![\d.}])\.(?=\d)", "0."),
-        (r"(?<=\d)\.(?!\d)", " "),
+        (r"(?<![\\a-zA-Z])sqrt\s*(?=[({])", r"\\sqrt"),  # sqrt(2)
+        (r"(?<![\\a-zA-Z])(infinity|infty|inf|oo)@", r"\\infty "),  # (-oo, 3]
+        (rf"(?<![\\a-zA-Z])({_NAMES})@", r"\\\1 "),  # 2*pi
+        (rf"(?<=\d)\s*(?:\\text\{{\s*)?({'|'.join(_THOUSANDS)})@(\s*\}})?", lambda m: _thousands(*m.groups(), m[0])),
+        (
+            r"(?<![a-zA-Z\\_^{.\d])(\d+(?:\.\d+)?|\.\d+)\s*[eE]\s*([+-]?\d+)(?![\da-zA-Z.])",
+            r"\1\\cdot 10^{\2}",
+        ),  # 3.3e12
+        (r"\^\s*\(((?:[^()]|\([^()]*\))*)\)", r"^{\1}"),  # x^(1/2)
+        (r"\^\s*(?:\{\s*\+?(-?\d+)\s*\}|\+?(-?\d+))", lambda m: f"^{{{m[1] or m[2]}}}"),  # 3 \times 10^6
+        (r"_\s*(\d+)", r"_{\1}"),  # 422_8
+        (r"(?<![\d.}])\.(?=\d)", "0."),  # .5
+        (r"(?<=\d)\.(?!\d)", " "),  # 7\text{ hours}.
+        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\sqrt\s*(\[[^\]]*\])?\s*(\d+|[a-zA-Z]|\\[a-zA-Z]+)", r"\\sqrt\1{\2}"),  # 11\sqrt2
+        (rf"\\(frac|binom){_ARGUMENT}", r"\\\1{\2}"),  # \dfrac 3 8, \frac\pi 2
+        (rf"(\\(?:frac|binom)\s*{_BRACED}){_ARGUMENT}", r"\1{\2}"),  # \frac{50}3
+        (r"\\frac\s*(?=\{)", r"\\frac"),  # \frac {40}7
+        (r"(?<![\w.}^{_)])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", lambda m: _mixed(*m.groups())),  # 1\frac{1}{2}
+        (r"(?<![\w.}^{_)/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w/])", lambda m: _mixed(*m.groups())),  # 2 1/3
     )
-]  # fmt: skip
+]
 
 
-def closing(text: str, start: int, opener: str, closer: str) -> int:
-    """Where the bracket opened at ``start`` closes, or -1."""
+def closing(text: str, start: int = 0) -> int:
+    """Where the bracket at ``start`` closes, or -1; "[0, 1)" closes too: the kinds are counted together."""
     depth = 0
     for position in range(start, len(text)):
-        if text[position] == opener:
-            depth += 1
-        elif text[position] == closer:
-            depth -= 1
-            if depth == 0:
-                return position
+        depth += (text[position] in "([{") - (text[position] in ")]}")
+        if depth == 0:
+            return position
     return -1
+
+
+def split_top(text: str, separator: str) -> list[str]:
+    """The parts of a text between the separators, a pattern, that stand outside all brackets."""
+    parts, depth, start, position, pattern = [], 0, 0, 0, re.compile(separator)
+    while position < len(text):
+        if text.startswith(("\\begin{", "\\end{"), position):
+            depth += 1 if text[position + 1] == "b" else -1
+        elif depth == 0 and (found := pattern.match(text, position)):
+            parts.append(text[start:position])
+            start = position = found.end()
+            continue
+        depth += (text[position] in "([{") - (text[position] in ")]}")
+        position += 1
+    return [*parts, text[start:]]
 
 
 def tidy(text: str) -> str:
     """One spelling. Idempotent but for the number of spaces."""
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m[0].translate(_RAISED)}}}", _strip_fences(text))
-    text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda m: f"_{{{m[0].translate(_LOWERED)}}}", text)
-    text = unicodedata.normalize("NFKC", text.translate(_UNICODE))
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m[0].translate(_RAISED)}}}", text)
+    text = re.sub("[₀₁₂₃₄₅₆₇₈₉₋]+", lambda m: f"_{{{m[0].translate(_LOWERED)}}}", text)
+    text = unicodedata.normalize("NFKC", re.sub(r"[¼-¾⅓⅔]", r" \g<0>", text).translate(_UNICODE)).replace("⁄", "/")
     text = "".join(c if c.isprintable() else " " for c in text)
-    text = re.sub(r"(?<!\\)\$|(?<!\\)\\[()]|(?<!\\)\\[\[\]]", " ", text)
+    text = _unwrapped(re.sub(r"(?<!\\)\$|(?<!\\)\\[()]|(?<!\\)\\[\[\]]", " ", text))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = _brace_powers(_brace_arguments(text))
-    text = re.sub(r"(?<![\w.}^{_)])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", _mixed, text)
-    text = re.sub(r"(?<![\w.}^{_)/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w/])", _mixed, text)
-    return _trim(re.sub(r"\s+", " ", text))
+    return _unwrapped(re.sub(r"\s+", " ", text))
 
 
 def squeeze(text: str) -> str:
     """Without the spaces that separate nothing: those between two digits or two letters stay."""
-    return re.sub(r"(?<=[0-9])\s+(?=[0-9])|(?<=[a-zA-Z])\s+(?=[a-zA-Z])|\s+", lambda m: " " if _splits(m) else "", text)
+    return re.sub(r"(?<=\d)\s+(?=\d)|(?<=[a-zA-Z])\s+(?=[a-zA-Z])|(\s+)", lambda m: "" if m[1] else " ", text)
+
+
+def _unwrapped(text: str) -> str:
+    """Without the sentence's punctuation, a fence of Markdown, a box, and braces around it all."""
+    before = None
+    while text != before:
+        before, text = (
+            text,
+            re.sub(r"^(=|\\approx|:)\s*|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$|(?<!\\)(?:[,;:\s]+|\\)$", "", text.strip()),
+        )
+        text = re.sub(r"^(\*\*|```|`)(.+)\1$", r"\2", text).strip()
+        opened = re.match(r"(\\f?boxed\s*)?\{", text)
+        if opened and closing(text, opened.end() - 1) == len(text) - 1:
+            text = text[opened.end() : -1]
+    return text
 
 
 def _repeating(whole: str, digits: str, period: str) -> str:
@@ -120,75 +135,12 @@ def _repeating(whole: str, digits: str, period: str) -> str:
     return f"\\frac{{{int(whole + digits + period) - int((whole + digits) or 0)}}}{{{below}}}"
 
 
-def _splits(match: re.Match) -> bool:
-    before, after = match.string[match.start() - 1 : match.start()], match.string[match.end() : match.end() + 1]
-    return (before.isdigit() and after.isdigit()) or (before.isalpha() and after.isalpha())
+def _thousands(word: str, closed: str | None, text: str) -> str:
+    r"""``3\text{ million}`` is 3000000, and ``3\text{ million dollars}`` so many dollars."""
+    return f"\\cdot 10^{{{_THOUSANDS[word]}}}" + ("\\text{" if "\\text" in text and not closed else "")
 
 
-def _strip_fences(text: str) -> str:
-    text = text.strip()
-    for fence in ("```", "**", "`"):
-        if len(text) > 2 * len(fence) and text.startswith(fence) and text.endswith(fence):
-            text = text[len(fence) : -len(fence)].strip()
-    boxed = re.fullmatch(r"\\f?boxed\s*\{(.*)\}", text, re.DOTALL)
-    return boxed[1] if boxed and closing(text, text.index("{"), "{", "}") == len(text) - 1 else text
-
-
-def _trim(text: str) -> str:
-    """Without the punctuation of the sentence around it."""
-    text = text.strip()
-    while text and (text[-1] in ",;:" or (text[-1] == "." and not re.search(r"\b[a-z]\.[a-z]\.$", text))):
-        text = text[:-1].strip()
-    return re.sub(r"^(=|\\approx|:)\s*", "", text).strip()
-
-
-def _brace_arguments(text: str) -> str:
-    r"""``\frac12``, ``\frac 3x`` and ``\sqrt2`` with the braces that TeX supplies, and ``\sqrt(x)`` with braces."""
-    for name, count in (("\\frac", 2), ("\\binom", 2), ("\\sqrt", 1)):
-        position = text.find(name)
-        while position >= 0:
-            end = position + len(name)
-            if not text[end : end + 1].isalpha():
-                text = text[:end] + _arguments(text[end:], count)
-            position = text.find(name, end)
-    return text
-
-
-def _arguments(rest: str, count: int) -> str:
-    braced = ""
-    for _ in range(count):
-        rest = rest.lstrip()
-        if rest.startswith("[") and count == 1 and "]" in rest:
-            index, _, rest = rest.partition("]")
-            braced, rest = f"{index}]", rest.lstrip()
-        opener = rest[:1]
-        if opener in ("{", "("):
-            end = closing(rest, 0, opener, {"{": "}", "(": ")"}[opener])
-            if end < 0 or (opener == "(" and count == 2):
-                return braced + rest
-            braced, rest = f"{braced}{{{rest[1:end]}}}", rest[end + 1 :]
-        elif token := re.match(r"\\[a-zA-Z]+|[0-9a-zA-Z]", rest):
-            if count == 1 and token[0].isdigit():
-                token = re.match(r"\d+", rest)
-            braced, rest = f"{braced}{{{token[0]}}}", rest[token.end() :]
-        else:
-            return braced + rest
-    return braced + rest
-
-
-def _brace_powers(text: str) -> str:
-    """``x^(1/2)`` as ``x^{1/2}``."""
-    position = text.find("^(")
-    while position >= 0:
-        end = closing(text, position + 1, "(", ")")
-        if end < 0:
-            break
-        text = f"{text[: position + 1]}{{{text[position + 2 : end]}}}{text[end + 1 :]}"
-        position = text.find("^(", position + 1)
-    return text
-
-
-def _mixed(match: re.Match) -> str:
+def _mixed(whole: str, above: str, below: str) -> str:
     r"""``2\frac{1}{3}`` is two and a third; ``2\frac{4}{3}`` is a product."""
-    whole, above, below = match.groups()
-    return f"({whole}+\\frac{{{above}}}{{{below}}})" if int(above) < int(below) else match[0]
+    sign = "+" if int(above) < int(below) else "\\cdot "
+    return f"({whole}{sign}\\frac{{{above}}}{{{below}}})"

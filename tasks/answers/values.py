@@ -1,373 +1,243 @@
-r"""What an answer's text says: a number, a list, an interval, a matrix, an equation, a measurement or words.
+"""What an answer's text says. `read` gives its readings, mostly one; "1,234" has two."""
 
-`read` gives the readings of a tidy text (`tasks.answers.text`), mostly one; "1,234" has two.
-"""
-
+import itertools
 import re
 from dataclasses import dataclass
 
-from tasks.answers.text import squeeze, tidy
-from tasks.answers.units import Unit, read_unit
+from tasks.answers.text import closing, split_top, squeeze, tidy
+from tasks.answers.units import read_unit
 
 
 @dataclass(frozen=True)
-class Expression:
-    """Mathematics with nothing around it, as LaTeX."""
+class Value:
+    r"""What an answer, or a part of one, says, by kind:
 
-    latex: str
+    expression  parts is LaTeX without spaces
+    words       parts is text in small letters; "52 in base 8" too
+    quantity    parts is an expression, note its unit
+    many        parts are values in no order: a list, a set, a union
+    row         parts are values in their order, note the brackets, "[)", or the lengths of a matrix's rows
+    named       parts are the values of "x = 1, y = 2", note their names
+    equation    parts are its sides, LaTeX without spaces, note =, < or \le
+    ratio       parts are numbers, also of a clock, note whether it may be a clock's and am, pm or nothing
+    """
 
-
-@dataclass(frozen=True)
-class Words:
-    """Text, without case, spaces at the ends, outer parentheses and full stops."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A value with a unit."""
-
-    value: "Value"
-    unit: Unit
-
-
-@dataclass(frozen=True)
-class Several:
-    """Values next to each other, "1 and 2", or a set: the order says nothing."""
-
-    items: tuple["Value", ...]
-
-
-@dataclass(frozen=True)
-class Bracketed:
-    """A tuple, a point or an interval: the order and the kind of the brackets count. "(0, 1)" may be either."""
-
-    opener: str
-    closer: str
-    items: tuple["Value", ...]
-
-
-@dataclass(frozen=True)
-class Union:
-    parts: tuple["Value", ...]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    rows: tuple[tuple["Value", ...], ...]
-    is_determinant: bool = False
-
-
-@dataclass(frozen=True)
-class Equation:
-    """sides[0] = sides[1] = ..., each as LaTeX."""
-
-    sides: tuple[str, ...]
+    kind: str
+    parts: "str | tuple[str | int | Value, ...] | Value"
+    note: object = None
 
     @property
     def name(self) -> str | None:
-        """The name that the left side gives to the right one: "x", "f(x)"; None if it is more than a name."""
-        return self.sides[0] if _NAME.fullmatch(self.sides[0]) else None
+        """What an equation names, "x" or "f(x)"; None if its left side is more than a name."""
+        return self.parts[0] if self.note == "=" and _NAME.fullmatch(self.parts[0]) else None
 
 
-@dataclass(frozen=True)
-class Based:
-    """Digits in a base other than ten."""
-
-    digits: str
-    base: int
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Numbers with colons between them: a ratio or a time of the day."""
-
-    numbers: tuple[int, ...]
-    may_be_a_time: bool
-    half_of_day: str = ""
-    """ "am", "pm" or nothing"""
-
-
-Value = (
-    Expression | Words | Measurement | Several | Bracketed | Union | Matrix | Equation | Based | Ratio
-)  # fmt: skip
-
-NO_SOLUTION = "no solution"
-_NAME = re.compile(
-    r"\([a-zA-Z](,[a-zA-Z])+\)"
-    r"|(\\text\{[^{}]*\}|\\angle[A-Za-z_{}0-9 ]+|\\frac\{d\w\}\{d\w\}|[A-Z]{2,3}|(\\[a-zA-Z]+|[a-zA-Z])'*)"
-    r"(_(\{[^{}]*\}|\w))?(\^\{-1\})?'*(\([a-zA-Z0-9,]*\))?"
-)
+_NO_SOLUTION = "no solution|no solutions|no real solution|no real solutions|empty set|the empty set|empty|\\emptyset"
+_ALL_REALS = "all real numbers|all reals|the real numbers|\\mathbb{r}|(-\\infty,\\infty)"
 _SYNONYMS = {
-    "no real solution": NO_SOLUTION,
-    "no real solutions": NO_SOLUTION,
-    "no solutions": NO_SOLUTION,
-    "empty set": NO_SOLUTION,
-    "the empty set": NO_SOLUTION,
-    "empty": NO_SOLUTION,
-    "does not exist": "dne",
-    "undefined": "dne",
-    "all reals": "all real numbers",
-    "all real": "all real numbers",
-    "the real numbers": "all real numbers",
-    "infinite": "infinity",
-}  # fmt: skip
+    synonym: synonyms.partition("|")[0]
+    for synonyms in (_NO_SOLUTION, _ALL_REALS, "does not exist|dne|undefined", "infinity|infinite")
+    for synonym in synonyms.split("|")
+}
+_CORNERS = r"\|?[A-Z]{2,3}(?:_\w|_\{\w+\})?\|?"  # a length or a triangle
+_NAMED = r"[A-Z](?:_\{[^{}]*\}|_\w)?"
+_NAME = re.compile(
+    rf"\([a-zA-Z](,[a-zA-Z])+\)|\\text\{{[^{{}}]*\}}|m?\\(?:angle|triangle)[A-Za-z_{{}}0-9 ]+|\[[A-Z]{{3,}}\]"
+    rf"|\\frac\{{(d\w|{_CORNERS})\}}\{{(d\w|{_CORNERS})\}}|{_CORNERS}([/:]{_CORNERS})?|{_NAMED}:{_NAMED}"
+    r"|(\\[a-zA-Z]+|[a-zA-Z])'*(_(\{[^{}]*\}|\w))?(\^\{-1\})?'*(\([a-zA-Z0-9,]*\))?"
+)
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(,\d{3})+(?![\d,])")
-_DIGITS_IN_BASE = re.compile(r"(-?)\(?([0-9A-Fa-f]+)\)?_\{?(?:\\text\{)?(\d+)\}{0,2}")
+_BASED = re.compile(r"(-?)\(?(\d[0-9A-Fa-f]*)\)?_\{?(?:\\text\{)?(\d{1,2})\}{0,2}")
 _CLOCK = re.compile(r"(\d+):(\d+)(?::(\d+))?(?:\\text\{)?([apAP]\.?[mM]\.?)?\}?")
-_TEXT = re.compile(r"\\text\{([^{}]*)\}")
-_LONG_WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:begin|end)\{)[a-zA-Z]{4,}")
-_SHORT_WORDS = {"yes", "no", "odd", "all", "one", "two", "six", "ten", "may", "none", "dne", "n/a"}
-_RELATION = re.compile(r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z])|<|>")
+_UNION = r"\\cup(?![a-zA-Z])|(?<=[)\]])\s*U\s*(?=[(\[])"
+_BETWEEN = (
+    r"\s*[,;]\s*(?:\\text\{\s*(?:and|or)\s*\}|(?:and|or)\s)?|\s*\\text\{\s*,?\s*(?:and|or)\s*\}"
+    r"|\s+(?:and|or)\s+|(?<=\))(?:and|or)(?=\()|\s*\\(?:lor|vee|land|wedge)(?![a-zA-Z])"
+)
+_RELATION = r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z])|<|>"
+_TURNED = {">": "<", "\\ge": "\\le"}
+_NUMBER = r"-?(?:\d+(?:\.\d+)?(?:\\cdot ?10\^\{-?\d+\})?|\\frac\{\d+\}\{\d+\}|\(\d+\+\\frac\{\d+\}\{\d+\}\)|\d+/\d+)"
 _PLAIN_UNITS = (
-    "mm cm km kg mg in inches inch feet foot ft miles mile meters metres meter hours hour minutes seconds days "
-    "dollars cents degrees degree radians percent units unit square sq cubic cu mph liters pounds "
-    "ounces grams years weeks months acres"
-).split()
-_ANGLED = re.compile(r"\\(circ|sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
-_NUMBER = r"-?(?:\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\}|\(\d+\+\\frac\{\d+\}\{\d+\}\)|\d+/\d+)"
+    "mm cm km kg mg in inches inch feet foot ft miles mile meters metres meter hours hour minutes seconds days dollars "
+    "cents degrees degree radians percent units unit square sq cubic cu mph liters pounds ounces grams years acres"
+).replace(" ", "|")
+_UNITS = [
+    r"(?P<value>(?!.*(?:\\circ.*\\circ|sin|cos|tan|cot|sec|csc)).+?)\s*(?P<unit>\^\\circ(?:\s*(?:\\text\{\s*)?[CF]\s*\}?)?)",
+    r"(?P<value>.*\d)\s*(?P<unit>\\%|'')",
+    r"(?P<value>.*?[^\s\\])\s*(?P<unit>\\text\{[^{}]*[a-zA-Z¢][^{}]*\}(?:\s*(?:/|\\cdot)?\s*\\text\{[^{}]*\})*"
+    r"(?:\s*\^\s*\{-?\d\})?)",
+    rf"(?P<value>{_NUMBER}|.*[\d}})]\s|.*\\pi\s)\s*(?P<unit>(?:{_PLAIN_UNITS})(?![a-zA-Z]).*)",
+    rf"(?P<value>{_NUMBER})\s+(?P<unit>(?:[a-zA-Z]{{3,}}(?:\s|$))+)",  # 7 integers
+]
 
 
 def read(text: str) -> list[Value]:
     """The readings of an answer as it was written, the likelier first."""
     text = tidy(text)
     if _THOUSANDS.search(text) and text[:1] not in "([" and not text.startswith("\\{"):
-        as_numbers = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
-        return [read_value(as_numbers), read_value(text)]
+        return [read_value(_THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)), read_value(text)]
     return [read_value(text)]
 
 
 def read_value(text: str) -> Value:
     """The one reading of a tidy text."""
     text = text.strip()
-    for reader in (
-        _words_alone,
-        _matrix,
-        _union,
-        _several,
-        _plus_minus,
-        _bracketed,
-        _member,
-        _relation,
-        _based,
-        _clock,
-    ):
+    while text.startswith("{") and closing(text) == len(text) - 1:
+        text = text[1:-1].strip()
+    for reader in (_text, _matrix, _several, _plus_minus, _bracketed, _relation, _numerals, _quantity, _words):
         if (value := reader(text)) is not None:
             return value
-    return _measurement(text) or _words(text) or Expression(squeeze(text))
+    return Value("expression", squeeze(text).removeprefix("+"))
 
 
-def split_top(text: str, separator: re.Pattern) -> list[str]:
-    """The parts of a text between the separators that stand outside all brackets."""
-    parts, depth, start, position = [], 0, 0, 0
-    while position < len(text):
-        if text.startswith("\\begin{", position) or text.startswith("\\end{", position):
-            depth += 1 if text[position + 1] == "b" else -1
-        if depth == 0 and (found := separator.match(text, position)):
-            parts.append(text[start:position])
-            start = position = found.end()
-            continue
-        if text[position] in "([{":
-            depth += 1
-        elif text[position] in ")]}":
-            depth -= 1
-        position += 1
-    return [*parts, text[start:]]
+def _all(kind: str, texts, note: object = None) -> Value:
+    return Value(kind, tuple(map(read_value, texts)), note)
 
 
-def _words_alone(text: str) -> Value | None:
-    whole = _TEXT.fullmatch(text) or re.fullmatch(r"\(\\text\{([^{}]*)\}\)", text)
+def _text(text: str) -> Value | None:
+    whole = re.fullmatch(r"\(?\\text\{([^{}]*)\}\)?", text)
     if whole is None:
         return None
-    items = [part for part in re.split(r"\s*[,;]\s*(?:and |or )?|\s+and\s+|\s+or\s+", whole[1]) if part.strip()]
-    if len(items) > 1 and (all(len(item.strip()) <= 2 for item in items) or "," in whole[1]):
-        return Several(tuple(_make_words(item) for item in items))
+    if re.search(r"\d", whole[1]) and (inner := read_value(whole[1])).kind != "words":  # \text{13}
+        return inner
+    items = [item for item in re.split(r"\s*[,;]\s*(?:and |or )?|\s+and\s+|\s+or\s+", whole[1]) if item.strip()]
+    if len(items) > 1 and ("," in whole[1] or all(len(item.strip()) <= 2 for item in items)):  # \text{A, D, F, G, H}
+        return Value("many", tuple(map(_make_words, items)))
     return _make_words(whole[1])
 
 
-def _make_words(text: str) -> Words:
-    text = re.sub(r"[{}$]|\\text|\\", " ", text).casefold().replace("p.m.", "pm").replace("a.m.", "am")
-    text = re.sub(r"\s+", " ", text).strip(" .,;:!\"'")
-    text = re.sub(r"^\((.*)\)$", r"\1", text).strip()
-    return Words(_SYNONYMS.get(text, text))
+def _make_words(text: str) -> Value:
+    """Words keep their spaces and signs: "no where" is not "nowhere", nor "slope -2" "slope 2"."""
+    text = re.sub(r"\\text|(?<=[a-z])-(?=[a-z])|(?<!\\mathbb)[{$]|(?<!b\{r)\}", " ", text.casefold())
+    text = re.sub(r"\s+", " ", text.replace("p.m.", "pm").replace("a.m.", "am")).strip(" .,;:!\"'")
+    text = re.sub(r"^\(([^()]*)\)$", r"\1", text).strip() if "\\infty" not in text else text
+    return Value("words", _SYNONYMS.get(text, text))
 
 
-def _matrix(text: str) -> Matrix | None:
-    text = re.sub(r"^\[\s*(\\begin\{array\}.*\\end\{array\})\s*\]$", r"\1", text)
-    text = re.sub(r"^\(\s*(\\begin\{array\}.*\\end\{array\})\s*\)$", r"\1", text)
+def _matrix(text: str) -> Value | None:
+    kinds = r"(?P<kind>[pbBvV]?(?:small)?matrix|array)"
     found = re.fullmatch(
-        r"\\begin\{(?P<kind>[pbBvV]?(?:small)?matrix|array)\}(\{[lcr| ]+\})?(?P<body>.*)\\end\{(?P=kind)\}", text
+        rf"[\[(]?\s*\\begin\{{{kinds}\}}(\{{[lcr| ]+\}})?(?P<body>.*)\\end\{{(?P=kind)\}}\s*[\])]?", text
     )
     if found is None or "\\begin" in found["body"]:
         return None
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", found["body"]) if row.strip()]
-    cells = tuple(tuple(read_value(cell) for cell in row.split("&")) for row in rows)
-    return Matrix(cells, is_determinant=found["kind"].startswith(("v", "V")))
-
-
-def _union(text: str) -> Value | None:
-    parts = split_top(text, re.compile(r"\\cup(?![a-zA-Z])|(?<=[)\]])\s*U\s*(?=[(\[])"))
-    if len(parts) == 1:
-        return None
-    if "\\in" in parts[0] and isinstance(member := _member(parts[0]), Bracketed):
-        return Union((member, *(read_value(part) for part in parts[1:])))
-    return Union(tuple(read_value(part) for part in parts))
-
-
-_BETWEEN = re.compile(
-    r"\s*[,;]\s*(?:\\text\{\s*(?:and|or)\s*\}|(?:and|or)\s)?|\s*\\text\{\s*,?\s*(?:and|or)\s*\}"
-    r"|\s+(?:and|or)\s+|\s*\\(?:lor|vee|land|wedge)(?![a-zA-Z])|\s*\\q?quad\s*"
-)  # fmt: skip
+    rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", found["body"]) if row.strip()]
+    is_determinant = found["kind"].startswith(("v", "V"))
+    return _all("row", itertools.chain(*rows), (is_determinant, *map(len, rows)))
 
 
 def _several(text: str) -> Value | None:
-    parts = [part for part in split_top(text, _BETWEEN) if part.strip()]
-    if len(parts) < 2:
-        return None
-    items = []
-    for part in parts:
-        value = read_value(part)
-        items += value.items if isinstance(value, Several) and "\\pm" in part else [value]
-    return Several(tuple(items))
+    groups = [r"\s*;\s*"] if "," in text and ";" in text else []  # p=5,q=2;p=7,q=2
+    for separator in (_UNION, *groups, _BETWEEN):
+        parts = [part for part in split_top(text, separator) if part.strip()]
+        if len(parts) > 1:
+            values = [(part, read_value(part)) for part in parts]
+            flat = [value.parts if value.kind == "many" and "\\pm" in part else (value,) for part, value in values]
+            return _many(list(itertools.chain(*flat)))
+    return None
 
 
-def with_bare_unit(latex: str) -> Measurement | None:
-    """``3m^{2}`` as three square metres; for where the other side tells that m is a unit."""
-    found = re.fullmatch(rf"({_NUMBER})([a-zA-Z]{{1,3}}(?:/[a-zA-Z]{{1,3}})?(?:\^\{{\d\}})?)", latex)
-    return Measurement(Expression(found[1]), read_unit(found[2])) if found else None
+def _many(values: list[Value]) -> Value:
+    """Values; of the same name, "x = 1, -2", what it may be; of several names, "x = 1, y = 2", each with its own."""
+    names = [value.name if value.kind == "equation" else "" for value in values]
+    if names[0] and set(names) <= {names[0], ""}:
+        values = [read_value(value.parts[-1]) if name else value for name, value in zip(names, values, strict=True)]
+    elif all(names) and len(set(names)) == len(names):
+        return _all("named", (value.parts[-1] for value in values), tuple(names))
+    return Value("many", tuple(values))
 
 
 def _plus_minus(text: str) -> Value | None:
-    signs = re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", text)
-    if len(signs) != 1:
+    r"""``1 \pm \sqrt{2}`` is two values; of several signs each is chosen alone, ``\pm`` and ``\mp`` together."""
+    parts = re.split(r"\\(pm|mp)(?![a-zA-Z])", text)
+    if not 1 < len(parts) < 8 or text.startswith("\\{"):
         return None
-    return Several(tuple(read_value(re.sub(r"\\(?:pm|mp)(?![a-zA-Z])", sign, text).lstrip("+ ")) for sign in "+-"))
+    signs = itertools.product("+-", repeat=len(parts) // 2)
+    if "mp" in parts[1::2]:
+        signs = [[sign if kind == "pm" else "-+"[sign == "-"] for kind in parts[1::2]] for sign in "+-"]
+    texts = ["".join(map("".join, zip(parts[::2], (*choice, ""), strict=True))) for choice in signs]
+    return _many([read_value(re.sub(r"(^|[=(,])\s*\+", r"\1", choice)) for choice in texts])
 
 
 def _bracketed(text: str) -> Value | None:
     if text.startswith("\\{") and text.endswith("\\}"):
-        inner = text[2:-2]
-        if re.search(r"\\[{}]", re.sub(r"\\\{.*?\\\}", "", inner)):
-            return None
-        condition = split_top(inner, re.compile(r"\||:"))
-        if len(condition) == 2:
+        condition = split_top(text[2:-2], r"\||:")
+        if len(condition) == 2:  # \{x : x > 3\}
             return read_value(condition[1])
-        value = read_value(inner)
-        return value if isinstance(value, Several) else Several((value,))
-    if text[:1] not in "([" or text[-1:] not in ")]" or _outer_end(text) != len(text) - 1:
+        value = read_value(text[2:-2])
+        return value if value.kind in ("many", "named") else Value("many", (value,))
+    if member := re.fullmatch(r"\\?[a-zA-Z]\s*\\in(?![a-zA-Z])(.+)", text):
+        return read_value(member[1])
+    if text[:1] not in "([" or text[-1:] not in ")]" or closing(text) != len(text) - 1 or squeeze(text) in _SYNONYMS:
         return None
-    parts = split_top(text[1:-1], re.compile(r"\s*,\s*|\s*;\s*"))
+    parts = split_top(text[1:-1], r"\s*[,;]\s*")
     if len(parts) > 1:
-        return Bracketed(text[0], text[-1], tuple(read_value(part) for part in parts))
-    return read_value(text[1:-1]) if text[0] == "(" and text[-1] == ")" and parts[0].strip() else None
-
-
-def _outer_end(text: str) -> int:
-    """Where the first bracket closes; "[0, 1)" closes, as brackets of all kinds are counted together."""
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0:
-            return position
-    return -1
-
-
-def _member(text: str) -> Value | None:
-    found = re.fullmatch(r"\s*\\?[a-zA-Z]\s*\\in(?![a-zA-Z])(.*)", text)
-    return read_value(found[1]) if found and found[1].strip() else None
+        return _all("row", parts, text[0] + text[-1])
+    return read_value(parts[0]) if text[0] == "(" and text[-1] == ")" and parts[0].strip() else None
 
 
 def _relation(text: str) -> Value | None:
-    if (order := split_top(text, _RELATION)) and len(order) > 1:
-        return _interval_of(text, order)
-    sides = [side.strip() for side in split_top(text, re.compile(r"=|\\equiv(?![a-zA-Z])"))]
-    sides[-1] = split_top(sides[-1], re.compile(r"\\approx(?![a-zA-Z])"))[0].strip()
-    if len(sides) == 1:
-        about = [side.strip() for side in split_top(text, re.compile(r"\\approx(?![a-zA-Z])"))]
-        if len(about) == 1:
-            return None
-        return read_value(about[1] if _NAME.fullmatch(squeeze(about[0])) else about[0])
-    return Equation(tuple(map(squeeze, sides))) if all(sides) else None
+    if len(order := split_top(text, _RELATION)) > 1:
+        return _inequality([squeeze(side) for side in order], re.findall(_RELATION, text))
+    sides = [side.strip() for side in split_top(text, r"=|\\equiv(?![a-zA-Z])")]
+    sides[-1], *about = [side.strip() for side in split_top(sides[-1], r"\\approx(?![a-zA-Z])")]
+    if len(sides) == 1:  # "x \approx 2" or "\frac{1}{2} \approx 0.5"
+        return read_value(about[0] if _NAME.fullmatch(squeeze(sides[0])) else sides[0]) if about else None
+    sides = [squeeze(side) for side in sides]
+    if len(sides) == 2 and re.fullmatch("[a-z]", sides[1]) and not _NAME.fullmatch(sides[0]):
+        sides.reverse()
+    return Value("equation", tuple(sides), "=") if all(sides) else None
 
 
-def _interval_of(text: str, sides: list[str]) -> Value | None:
-    """An inequality in one name as the interval it describes; others stay expressions."""
-    sides, signs = [squeeze(side) for side in sides], _RELATION.findall(text)
-    names = [bool(re.fullmatch(r"\\?[a-zA-Z]+", side)) and side not in ("\\pi", "e", "\\infty") for side in sides]
-    if len(sides) == 2 and names in ([True, False], [False, True]):
-        sign = signs[0]
-        if names[1]:
-            sides, sign = sides[::-1], {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}.get(sign, sign)
-        below, above, bound = Expression("-\\infty"), Expression("\\infty"), read_value(sides[1])
-        if sign == "\\ne":
-            return Union((Bracketed("(", ")", (below, bound)), Bracketed("(", ")", (bound, above))))
-        if sign in ("<", "\\le"):
-            return Bracketed("(", ")" if sign == "<" else "]", (below, bound))
-        return Bracketed("(" if sign == ">" else "[", ")", (bound, above))
-    if len(sides) == 3 and names == [False, True, False]:
-        if signs[0] in (">", "\\ge") and signs[1] in (">", "\\ge"):
-            sides, signs = sides[::-1], [{">": "<", "\\ge": "\\le"}[sign] for sign in signs[::-1]]
-        if signs[0] in ("<", "\\le") and signs[1] in ("<", "\\le"):
-            ends = (read_value(sides[0]), read_value(sides[2]))
-            return Bracketed("(" if signs[0] == "<" else "[", ")" if signs[1] == "<" else "]", ends)
+def _inequality(sides: list[str], signs: list[str]) -> Value | None:
+    """Of one name the interval that it describes: x > 3 is (3, infinity). It is not solved: 2x > 6 is not."""
+    if set(signs) <= set(_TURNED):
+        sides, signs = sides[::-1], [_TURNED[sign] for sign in signs[::-1]]
+    if not set(signs) <= {"<", "\\le", "\\ne"} or not all(sides) or len(sides) > 3:
+        return None
+    if any(re.fullmatch(r"-\\?[a-zA-Z]+", side) for side in sides):  # -x > -1
+        sides = [side[1:] if re.fullmatch(r"-\\?[a-zA-Z]+", side) else f"-({side})" for side in sides[::-1]]
+    named = [
+        bool(re.fullmatch(r"\\?[a-zA-Z]+(\([a-z]\))?", side)) and side not in ("\\pi", "e", "\\infty") for side in sides
+    ]
+    brackets = "(["[signs[0] == "\\le"] + ")]"[signs[-1] == "\\le"]
+    if len(named) == 3 and named[1]:
+        return _all("row", sides[::2], brackets)
+    if sum(named) != 1 or len(named) == 3:
+        return Value("equation", tuple(sides), signs[0]) if len(sides) == 2 and signs[0] != "\\ne" else None
+    below = _all("row", ("-\\infty", sides[named[0]]), "(" + brackets[1])
+    above = _all("row", (sides[named[0]], "\\infty"), brackets[0] + ")")
+    return Value("many", (below, above)) if signs[0] == "\\ne" else below if named[0] else above
+
+
+def _numerals(text: str) -> Value | None:
+    """Digits in a base, 422_8, or with colons, 3:8 and 8:34 p.m."""
+    text = squeeze(text).replace(" ", "")
+    if (found := _BASED.fullmatch(text)) and 2 <= int(found[3]) <= 36:
+        return Value("words", f"{found[1]}{found[2].upper().lstrip('0') or '0'} in base {int(found[3])}")
+    if found := _CLOCK.fullmatch(text):
+        groups = [group for group in found.groups()[:3] if group]
+        is_time = all(len(group) == 2 and int(group) < 60 for group in groups[1:]) and int(groups[0]) < 25
+        return Value("ratio", tuple(map(int, groups)), (is_time, (found[4] or "").casefold().replace(".", "")))
     return None
 
 
-def _based(text: str) -> Based | None:
-    found = _DIGITS_IN_BASE.fullmatch(squeeze(text))
-    if found is None or not found[2][0].isdigit() or not 2 <= int(found[3]) <= 36:
-        return None
-    return Based(found[1] + (found[2].upper().lstrip("0") or "0"), int(found[3]))
-
-
-def _clock(text: str) -> Ratio | None:
-    found = _CLOCK.fullmatch(squeeze(text).replace(" ", ""))
-    if found is None:
-        return None
-    numbers = tuple(int(number) for number in found.groups()[:3] if number)
-    is_time = all(len(group) == 2 and int(group) < 60 for group in found.groups()[1:3] if group) and numbers[0] < 25
-    return Ratio(numbers, is_time, (found[4] or "").casefold().replace(".", ""))
-
-
-def _measurement(text: str) -> Value | None:
-    """A value and its unit; None if there is no unit."""
-    if money := re.match(r"-?\s*\\(\$|(?:euro|pounds)(?![a-z]))\s*", text):
-        unit = read_unit({"$": "dollar", "euro": "euro", "pounds": "sterling"}[money[1]])
-        sign = "-" if money[0].startswith("-") else ""
-        value = read_value(sign + text[money.end() :])
-        if isinstance(value, Measurement):  # "$5 million", "$5 dollars", "$5 per hour"
-            value = value.value
-        return Measurement(value, unit) if isinstance(value, Expression) else None
-    for pattern, name in (
-        (r"\^\\circ\s*(?:\\text\{\s*)?C\s*\}?$", "celsius"),
-        (r"\^\\circ\s*(?:\\text\{\s*)?F\s*\}?$", "fahrenheit"),
-        (r"\s*\^\\circ$", "degree"),
-        (r"\s*\\%$", "percent"),
-        (r"(?<=\d)\s*''$", "arcsecond"),
-    ):
-        if (found := re.search(pattern, text)) and found.start() and not _ANGLED.search(text[: found.start()]):
-            value = read_value(text[: found.start()])
-            return Measurement(value, read_unit(name)) if isinstance(value, Expression) else None
-    for pattern in (
-        r"(?P<value>.*?[^\s\\])\s*(?P<unit>\\text\{[^{}]*[a-zA-Z¢][^{}]*\}(?:\s*(?:/|\\cdot)?\s*\\text\{[^{}]*\})*"
-        r"(?:\s*\^\s*\{-?\d\})?)",
-        rf"(?P<value>{_NUMBER}|.*[\d}})]\s|.*\\pi\s)\s*(?P<unit>(?:{'|'.join(_PLAIN_UNITS)})(?![a-zA-Z]).*)",
-        rf"(?P<value>{_NUMBER})\s+(?P<unit>(?:[a-zA-Z]{{3,}}(?:\s|$))+)",
-    ):
+def _quantity(text: str) -> Value | None:
+    r"""``\$5.50``, ``10\text{ cm}``, ``250 in``, ``20\%``."""
+    if money := re.match(r"(-?)\s*\\(\$|(?:euro|pounds)(?![a-z]))\s*", text):
+        value = read_value(money[1] + text[money.end() :])
+        value = value.parts if value.kind == "quantity" else value  # "$5 dollars", "$5 per hour"
+        unit = read_unit({"$": "dollar", "pounds": "sterling"}.get(money[2], "euro"))
+        return Value("quantity", value, unit) if value.kind == "expression" else None
+    for pattern in _UNITS:
         found = re.fullmatch(pattern, text)
         if found and "\\text" not in found["value"] and "," not in found["unit"]:
             value = read_value(found["value"])
-            if isinstance(value, Expression):
-                return Measurement(value, read_unit(found["unit"]))
+            return Value("quantity", value, read_unit(found["unit"])) if value.kind == "expression" else None
     return None
 
 
-def _words(text: str) -> Words | None:
-    if text == "\\emptyset":
-        return Words(NO_SOLUTION)
-    if text in ("\\mathbb{R}", "(-\\infty,\\infty)"):
-        return Words("all real numbers")
-    without_commands = re.sub(r"\\[a-zA-Z]+", " ", _TEXT.sub("\0", text))
-    has_words = "\0" in without_commands or _LONG_WORD.search(without_commands)
-    return _make_words(text) if has_words or text.casefold() in _SHORT_WORDS else None
+def _words(text: str) -> Value | None:
+    without_commands = re.sub(r"\\[a-zA-Z]+", " ", text.replace("\\text", "\0"))
+    has_words = re.search(r"\0|(?<![a-zA-Z])[a-zA-Z]{4,}", without_commands)
+    return _make_words(text) if has_words or squeeze(text).casefold() in _SYNONYMS else None
