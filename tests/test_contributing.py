@@ -46,7 +46,17 @@ from learners.command_line import parse
 config = parse(["--preset=tiny-dapo"])
 assert (config.objective.advantage, config.sampling.max_sampling_rounds) == ("group-std", 10)
 """
-WHAT_IT_DOES = {"An objective": OBJECTIVE, "A task": TASK, "A preset": PRESET}
+REJECTION = """
+import torch
+from learners.command_line import parse
+from learners.objectives import REJECTIONS, Compared
+
+assert parse(["--reject", "unlikely", "geo"]).objective.veto_below == 1e-4
+log_mu = torch.tensor([[-1.0, -20.0, -20.0]])
+compared = Compared(log_mu, log_mu, torch.tensor([[True, True, False]]), torch.ones(1))
+assert REJECTIONS["unlikely"](compared).tolist() == [[True, False, False]]
+"""
+WHAT_IT_DOES = {"An objective": OBJECTIVE, "A rejection": REJECTION, "A task": TASK, "A preset": PRESET}
 
 
 def test_every_example_is_run():

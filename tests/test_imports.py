@@ -18,8 +18,6 @@ ROOMS = [
     "tasks.answers",
     "tasks",
     "actors",
-    "learners.advantages",
-    "learners.aggregation",
     "learners.objectives",
     "learners.options",
     "learners.model",

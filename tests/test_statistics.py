@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from learners.record.mismatch import derive, measure
 from learners.record.tally import Tally
 from learners.rollouts.batch import Packed, RolloutBatch
-from tests.test_objectives import ToyPolicies
+from tests.toy_policies import ToyPolicies
 
 
 def batch(seed: int, rows: int = 6, width: int = 5):
