@@ -16,6 +16,7 @@ from scripts.parts.responses import Chunks, Response
 from scripts.parts.toy_policy import PROMPTS, ToyPolicy, calibrated
 
 CORRECTIONS = {correction.label: correction for correction in catalogue()}
+PLAIN = ToyPolicy(noise=0.0)
 NOISY = ToyPolicy(noise=0.4)  # twenty times BF16's divergence, so that every other correction acts
 
 
@@ -24,7 +25,7 @@ def first(name: str):
 
 
 def test_the_exact_gradient_is_that_of_the_expected_return():
-    toy, length = ToyPolicy(noise=0.0), 5
+    toy, length = PLAIN, 5
     logits = torch.tensor(toy.log_pi, requires_grad=True)
     sequences = toy.enumerate(length)
     logp = logits.log_softmax(1).flatten()[torch.from_numpy(sequences.cells)].sum(1)
@@ -38,18 +39,17 @@ def test_the_exact_gradient_is_that_of_the_expected_return():
 
 @pytest.mark.parametrize("label", CORRECTIONS)
 def test_without_noise_nothing_is_biased_or_lost(label):
-    toy = ToyPolicy(noise=0.0)
-    point = Bench(toy, toy.enumerate(4), plain_variance=2.0).point(CORRECTIONS[label])
+    toy = PLAIN
+    point = Bench(toy, toy.enumerate(4), toy.enumerate(4)).point(CORRECTIONS[label])
     assert point["bias"] < 1e-10
     assert (point["kept"], point["left"]) == (pytest.approx(1, abs=1e-12),) * 2
+    assert point["variance"] == pytest.approx(1, rel=1e-9)
     assert point["limited"] == point["left_error"] == point["bias_error"] == 0
-    plain = Bench(toy, toy.enumerate(4), plain_variance=2.0).point(first("reinforce"))
-    assert point["variance"] == pytest.approx(plain["variance"], rel=1e-9)
 
 
 @pytest.mark.parametrize("length", [1, 3, 7])
 def test_sequence_weights_are_unbiased_and_no_weights_are_not(length):
-    bench = Bench(NOISY, NOISY.enumerate(length))
+    bench = Bench(NOISY, NOISY.enumerate(length), PLAIN.enumerate(length))
     assert bench.point(first("pg-seq-is"))["bias"] < 1e-10
     assert bench.point(first("reinforce"))["bias"] > 1e-2
     assert (bench.point(first("pg-token-is"))["bias"] < 1e-10) == (length == 1)  # a token is a sequence of one
@@ -58,8 +58,9 @@ def test_sequence_weights_are_unbiased_and_no_weights_are_not(length):
 @pytest.mark.parametrize("label", [label for label, c in CORRECTIONS.items() if not c.needs_all])
 def test_a_sample_agrees_with_the_enumeration(label):
     toy, unseen = ToyPolicy(noise=0.2), 3 / 2048  # what is as rare as that may not be in the sample at all
-    exact = Bench(toy, toy.enumerate(5)).point(CORRECTIONS[label])
-    sampled = Bench(toy, toy.sample(2048, 8, seed=4).prefixes(5)).point(CORRECTIONS[label])
+    exact = Bench(toy, toy.enumerate(5), PLAIN.enumerate(5)).point(CORRECTIONS[label])
+    sample, plain = (made.sample(2048, 8, seed=4).prefixes(5) for made in (toy, PLAIN))
+    sampled = Bench(toy, sample, plain).point(CORRECTIONS[label])
     for key in ("left", "kept", "bias", "angle", "variance"):
         if exact[key] is None:  # nothing was kept
             assert sampled[key] is None
@@ -71,7 +72,7 @@ def test_a_sample_agrees_with_the_enumeration(label):
 def test_what_leaves_the_denominators_is_a_mean_over_what_is_kept():
     toy, geo = ToyPolicy(noise=0.02), first("geo")
     sequences = toy.enumerate(3)
-    bench, batch = Bench(toy, sequences), toy.batch(sequences)
+    bench, batch = Bench(toy, sequences, PLAIN.enumerate(3)), toy.batch(sequences)
     mean_weight = (batch.logp - batch.mu_logp).mean(1).exp().numpy()
     thresholds = dict(geo.thresholds)
     kept = sequences.probability * ((mean_weight >= thresholds["geo_low"]) & (mean_weight <= thresholds["geo_high"]))
