@@ -42,11 +42,8 @@ class Correction:
     @property
     def is_unlimited(self) -> bool:
         """Whether its weights are of whole responses and grow with their length without a bound."""
-        return (
-            not self.rejects
-            and self.made.weighs == "sequence"
-            and not {"tis_cap", "mis_cap"} & self.made.thresholds.keys()
-        )
+        capped = any(key in ("tis_cap", "mis_cap") for key, _ in self.thresholds)
+        return not self.rejects and self.made.weighs == "sequence" and not capped
 
     @property
     def leaves_denominators(self) -> bool:
