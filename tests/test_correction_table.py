@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import tyro
 
+from learners.objectives import REJECTIONS
 from scripts import correction_table
 from scripts.correction_table import Arguments, half_gone, half_text, merged
 from scripts.parts.corrections import Bench, catalogue
@@ -21,6 +23,7 @@ NOISY = ToyPolicy(noise=0.4)  # twenty times BF16's divergence, so that every ot
 
 
 def first(name: str):
+    """As registered: the first recipe's."""
     return next(c for c in CORRECTIONS.values() if c.name == name)
 
 
@@ -69,7 +72,9 @@ def test_a_sample_agrees_with_the_enumeration(label):
     assert not any(exact[key] for key in exact if key.endswith("_error"))
 
 
-def test_what_leaves_the_denominators_is_a_mean_over_what_is_kept():
+@pytest.mark.parametrize("stays", [True, False])
+def test_what_leaves_the_denominators_is_a_mean_over_what_is_kept(monkeypatch, stays):
+    monkeypatch.setitem(REJECTIONS, "geo", replace(REJECTIONS["geo"], stays_counted=stays))
     toy, geo = ToyPolicy(noise=0.02), first("geo")
     sequences = toy.enumerate(3)
     bench, batch = Bench(toy, sequences, PLAIN.enumerate(3)), toy.batch(sequences)
@@ -77,7 +82,7 @@ def test_what_leaves_the_denominators_is_a_mean_over_what_is_kept():
     thresholds = dict(geo.thresholds)
     kept = sequences.probability * ((mean_weight >= thresholds["geo_low"]) & (mean_weight <= thresholds["geo_high"]))
     gradients = toy.gradients(sequences.cells, batch.advantages[:, None].expand(-1, 3).numpy())
-    expected, truth = kept @ gradients / kept.sum(), toy.value_and_gradient(3)[1]
+    expected, truth = kept @ gradients / (1 if stays else kept.sum()), toy.value_and_gradient(3)[1]
     point = bench.point(geo)
     assert 0.05 < kept.sum() < 0.5
     assert point["left"] == pytest.approx(kept.sum(), rel=1e-9)
@@ -112,11 +117,10 @@ def test_what_is_left_of_real_responses(tmp_path):
     write_analysis(tmp_path, rows)
     results = correction_table.on_responses(correction_table.read_responses(tmp_path))
     whole = {label: by_dtype["fp16"][0] for label, by_dtype in results.items()}
-    dropped = lambda name: {1 - whole[c.label]["responses_kept"] for c in CORRECTIONS.values() if c.name == name}
-    assert dropped("geo") == {0.75}
-    assert dropped("opsm") == {0.125}
-    assert dropped("reinforce") == dropped("pg-token-tis") == {0.0}
-    tis = next(c for c in CORRECTIONS.values() if c.name == "pg-token-tis" and dict(c.thresholds)["tis_cap"] == 2)
+    dropped = lambda name: 1 - whole[first(name).label]["responses_kept"]
+    assert (dropped("geo"), dropped("opsm"), dropped("reinforce"), dropped("pg-token-tis")) == (0.75, 0.125, 0, 0)
+    tis = first("pg-token-tis")
+    assert dict(tis.thresholds)["tis_cap"] == 2
     assert whole[tis.label]["limited"] == pytest.approx(1 / 8)  # a token of eight
     kappa = np.array([1, 1, 2, np.exp(0.01), 1, 1, 1, np.exp(-0.6)])
     assert whole[tis.label]["left"] == pytest.approx(kappa.sum() ** 2 / 8 / (kappa**2).sum(), rel=1e-6)
