@@ -38,7 +38,7 @@ class Arguments:
     of the toy"""
     output_dir: Path | None = None
     """folder of corrections.json, .md, .png and .pdf (default: the table is printed and nothing written)"""
-    samples: int = 1024
+    samples: int = 2048
     """sequences that are sampled in each dtype, for lengths that cannot be enumerated"""
     max_length: int = 8192
     """longest of them, tokens"""
@@ -58,26 +58,19 @@ def on_the_toy(arguments: Arguments) -> Results:
     from scripts.parts.toy_policy import ToyPolicy, calibrated
 
     corrections = catalogue()
-    reinforce = next(c for c in corrections if c.name == "reinforce")
     sampled = [2**i for i in range(4, 14) if 2**i <= arguments.max_length]
     exact = ToyPolicy(0.0, arguments.seed)
-    longest = exact.sample(arguments.samples, arguments.max_length, arguments.seed + 1)
-
-    def spread(sequences) -> float:
-        gradient, q = Bench(exact, sequences).run(reinforce).gradient, sequences.probability
-        return q @ (gradient**2).sum(1) - ((q @ gradient) ** 2).sum()
-
+    plain = exact.sample(arguments.samples, arguments.max_length, arguments.seed + 1)
     results: Results = {c.label: {dtype: [] for dtype in K3} for c in corrections}
     with tqdm(total=len(K3) * (len(ENUMERATED) + len(sampled)) * len(corrections), unit="point") as bar:
-        for i, (dtype, k3) in enumerate(K3.items()):
+        for dtype, k3 in K3.items():
             toy = calibrated(k3, seed=arguments.seed)
-            sample = toy.sample(arguments.samples, arguments.max_length, arguments.seed + 2 + i)
+            sample = toy.sample(arguments.samples, arguments.max_length, arguments.seed + 1)
             for length in (*ENUMERATED, *sampled):
                 bar.set_description(f"{dtype}, {length} tokens")
-                prefixes = sample.prefixes(length)
-                plain = spread(exact.enumerate(length) if length in ENUMERATED else longest.prefixes(length))
-                whole = Bench(toy, toy.enumerate(length) if length in ENUMERATED else prefixes, plain)
-                steps = Bench(toy, prefixes, plain)
+                whole = steps = Bench(toy, sample.prefixes(length), plain.prefixes(length))
+                if length in ENUMERATED:
+                    whole = Bench(toy, toy.enumerate(length), exact.enumerate(length))
                 for correction in corrections:
                     point = (steps if correction.needs_all else whole).point(correction)
                     results[correction.label][dtype].append({"length": length} | point)
@@ -153,14 +146,18 @@ def name_of(label: str) -> str:
 
 def merged(results: Results) -> Results:
     """Those whose results are equal under one label, "a; b"; where these are all of a name, it stands there alone."""
-    groups: dict[str, list[str]] = {}
+    groups: list[tuple[list[str], np.ndarray]] = []
     for label, by_dtype in results.items():
-        plain = {d: [{k: v if v is None else round(float(v), 7) for k, v in p.items()} for p in points]
-                 for d, points in by_dtype.items()}  # fmt: skip
-        groups.setdefault(json.dumps(plain), []).append(label)
+        values = np.array([v for points in by_dtype.values() for p in points for v in p.values()], dtype=float)
+        for labels, others in groups:
+            if np.allclose(values, others, rtol=1e-4, atol=1e-4, equal_nan=True):
+                labels.append(label)
+                break
+        else:
+            groups.append(([label], values))
     variants = Counter(map(name_of, results))
     whole: Results = {}
-    for labels in groups.values():
+    for labels, _ in groups:
         here = Counter(map(name_of, labels))
         shown = [name_of(label) if here[name_of(label)] == variants[name_of(label)] else label for label in labels]
         whole["; ".join(dict.fromkeys(shown))] = results[labels[0]]
@@ -189,32 +186,32 @@ def half_text(points: list[dict]) -> str:
     """Example: ``above 170``; "never" and "always" are of the lengths that were looked at."""
     crossings, state = half_gone([p for p in points if p["length"]])
     always = {"kept": "never", "gone": "always"}.get(state, state)
-    return ", ".join(f"{side} {place:,.0f}" for side, place in crossings) or always
+    return ", ".join(f"{side} {place:,g}" for side, place in crossings) or always
 
 
-def percent(point: dict, key: str) -> str:
-    """Example: ``12.3% ± 0.4``."""
+def number(point: dict, key: str, times: float = 100, unit: str = "%") -> str:
+    """Example: ``12.3% ± 0.4``; "-" where it is not known."""
     if point[key] is None:
         return "-"
-    error = point.get(f"{key}_error", 0.0)
-    return f"{100 * point[key]:.3g}%" + (f" ± {100 * error:.2g}" if error else "")
+    value, error = (times * point.get(name, 0.0) for name in (key, f"{key}_error"))
+    return (f"{value:.3g}{unit}" if value > 1e-9 else "0") + (f" ± {error:.2g}" if error else "")
 
 
 def toy_rows(points: list[dict], lengths: list[int]) -> list[str]:
     at = [next(p for p in points if p["length"] == length) for length in lengths]
-    angle = lambda p: "-" if p["angle"] is None else f"{p['angle']:.2g}°"
     return [
         half_text(points),
-        *(percent(p, "left") for p in at),
-        *(f"{percent(p, 'bias')}, {angle(p)}" for p in at),
-        *(percent(p, "variance") for p in at),
+        *(number(p, "left") for p in at),
+        *(number(p, "bias") for p in at),
+        *(number(p, "angle", 1, "°") for p in at),
+        *(number(p, "variance", 1, "") for p in at),
     ]
 
 
 def response_rows(points: list[dict]) -> list[str]:
     whole = points[0]
     shares = (1 - whole["responses_kept"], 1 - whole["kept"], whole["limited"])
-    return [*(f"{100 * share:.3g}%" for share in shares), percent(whole, "left"), half_text(points)]
+    return [*(f"{100 * share:.3g}%" for share in shares), number(whole, "left"), half_text(points)]
 
 
 def tables(results: Results, of_toy: bool) -> dict[str, tuple[list[str], list[list[str]]]]:
@@ -223,8 +220,8 @@ def tables(results: Results, of_toy: bool) -> dict[str, tuple[list[str], list[li
     for dtype in next(iter(results.values())):
         if of_toy:
             known = [p["length"] for p in next(iter(results.values()))[dtype]]
-            lengths = sorted({known[0], ENUMERATED[-1], *(n for n in (512,) if n in known), known[-1]})
-            names = ("left", "bias, angle", "variance")
+            lengths = sorted({ENUMERATED[-1], *(n for n in (512,) if n in known), known[-1]})
+            names = ("left", "bias", "angle", "variance")
             header = ["half is gone", *(f"{name}, {n} tokens" for name in names for n in lengths)]
         else:
             header = ["responses dropped", "tokens dropped", "limited", "left", "half is gone"]
@@ -275,7 +272,7 @@ def draw(results: Results, of_what: str):
                 axis.fill_between(x, y - error, y + error, color=color, alpha=0.2, linewidth=0)
                 for _, place in half_gone(points)[0]:
                     axis.plot(place, 0.5, "o", color=color, markersize=4)
-                    axis.annotate(f"{place:,.0f}", (place, 0.5), (4, 4), textcoords="offset points", fontsize=7.5)
+                    axis.annotate(f"{place:,g}", (place, 0.5), (7, 4), textcoords="offset points", fontsize=7.5)
         axis.set(xscale="log", ylim=(0, 1.04), xticks=[8**i for i in range(5)])
         axis.set_xticklabels([f"{8**i:,}" for i in range(5)])
         axis.tick_params(labelbottom=True)

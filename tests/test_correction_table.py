@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import tyro
 
+from learners.objectives import REJECTIONS
 from scripts import correction_table
 from scripts.correction_table import Arguments, half_gone, half_text, merged
 from scripts.parts.corrections import Bench, catalogue
@@ -16,15 +18,17 @@ from scripts.parts.responses import Chunks, Response
 from scripts.parts.toy_policy import PROMPTS, ToyPolicy, calibrated
 
 CORRECTIONS = {correction.label: correction for correction in catalogue()}
+PLAIN = ToyPolicy(noise=0.0)
 NOISY = ToyPolicy(noise=0.4)  # twenty times BF16's divergence, so that every other correction acts
 
 
 def first(name: str):
+    """As registered: the first recipe's."""
     return next(c for c in CORRECTIONS.values() if c.name == name)
 
 
 def test_the_exact_gradient_is_that_of_the_expected_return():
-    toy, length = ToyPolicy(noise=0.0), 5
+    toy, length = PLAIN, 5
     logits = torch.tensor(toy.log_pi, requires_grad=True)
     sequences = toy.enumerate(length)
     logp = logits.log_softmax(1).flatten()[torch.from_numpy(sequences.cells)].sum(1)
@@ -38,18 +42,17 @@ def test_the_exact_gradient_is_that_of_the_expected_return():
 
 @pytest.mark.parametrize("label", CORRECTIONS)
 def test_without_noise_nothing_is_biased_or_lost(label):
-    toy = ToyPolicy(noise=0.0)
-    point = Bench(toy, toy.enumerate(4), plain_variance=2.0).point(CORRECTIONS[label])
+    toy = PLAIN
+    point = Bench(toy, toy.enumerate(4), toy.enumerate(4)).point(CORRECTIONS[label])
     assert point["bias"] < 1e-10
     assert (point["kept"], point["left"]) == (pytest.approx(1, abs=1e-12),) * 2
+    assert point["variance"] == pytest.approx(1, rel=1e-9)
     assert point["limited"] == point["left_error"] == point["bias_error"] == 0
-    plain = Bench(toy, toy.enumerate(4), plain_variance=2.0).point(first("reinforce"))
-    assert point["variance"] == pytest.approx(plain["variance"], rel=1e-9)
 
 
 @pytest.mark.parametrize("length", [1, 3, 7])
 def test_sequence_weights_are_unbiased_and_no_weights_are_not(length):
-    bench = Bench(NOISY, NOISY.enumerate(length))
+    bench = Bench(NOISY, NOISY.enumerate(length), PLAIN.enumerate(length))
     assert bench.point(first("pg-seq-is"))["bias"] < 1e-10
     assert bench.point(first("reinforce"))["bias"] > 1e-2
     assert (bench.point(first("pg-token-is"))["bias"] < 1e-10) == (length == 1)  # a token is a sequence of one
@@ -58,8 +61,9 @@ def test_sequence_weights_are_unbiased_and_no_weights_are_not(length):
 @pytest.mark.parametrize("label", [label for label, c in CORRECTIONS.items() if not c.needs_all])
 def test_a_sample_agrees_with_the_enumeration(label):
     toy, unseen = ToyPolicy(noise=0.2), 3 / 2048  # what is as rare as that may not be in the sample at all
-    exact = Bench(toy, toy.enumerate(5)).point(CORRECTIONS[label])
-    sampled = Bench(toy, toy.sample(2048, 8, seed=4).prefixes(5)).point(CORRECTIONS[label])
+    exact = Bench(toy, toy.enumerate(5), PLAIN.enumerate(5)).point(CORRECTIONS[label])
+    sample, plain = (made.sample(2048, 8, seed=4).prefixes(5) for made in (toy, PLAIN))
+    sampled = Bench(toy, sample, plain).point(CORRECTIONS[label])
     for key in ("left", "kept", "bias", "angle", "variance"):
         if exact[key] is None:  # nothing was kept
             assert sampled[key] is None
@@ -68,15 +72,17 @@ def test_a_sample_agrees_with_the_enumeration(label):
     assert not any(exact[key] for key in exact if key.endswith("_error"))
 
 
-def test_what_leaves_the_denominators_is_a_mean_over_what_is_kept():
+@pytest.mark.parametrize("stays", [True, False])
+def test_what_leaves_the_denominators_is_a_mean_over_what_is_kept(monkeypatch, stays):
+    monkeypatch.setitem(REJECTIONS, "geo", replace(REJECTIONS["geo"], stays_counted=stays))
     toy, geo = ToyPolicy(noise=0.02), first("geo")
     sequences = toy.enumerate(3)
-    bench, batch = Bench(toy, sequences), toy.batch(sequences)
+    bench, batch = Bench(toy, sequences, PLAIN.enumerate(3)), toy.batch(sequences)
     mean_weight = (batch.logp - batch.mu_logp).mean(1).exp().numpy()
     thresholds = dict(geo.thresholds)
     kept = sequences.probability * ((mean_weight >= thresholds["geo_low"]) & (mean_weight <= thresholds["geo_high"]))
     gradients = toy.gradients(sequences.cells, batch.advantages[:, None].expand(-1, 3).numpy())
-    expected, truth = kept @ gradients / kept.sum(), toy.value_and_gradient(3)[1]
+    expected, truth = kept @ gradients / (1 if stays else kept.sum()), toy.value_and_gradient(3)[1]
     point = bench.point(geo)
     assert 0.05 < kept.sum() < 0.5
     assert point["left"] == pytest.approx(kept.sum(), rel=1e-9)
@@ -111,11 +117,10 @@ def test_what_is_left_of_real_responses(tmp_path):
     write_analysis(tmp_path, rows)
     results = correction_table.on_responses(correction_table.read_responses(tmp_path))
     whole = {label: by_dtype["fp16"][0] for label, by_dtype in results.items()}
-    dropped = lambda name: {1 - whole[c.label]["responses_kept"] for c in CORRECTIONS.values() if c.name == name}
-    assert dropped("geo") == {0.75}
-    assert dropped("opsm") == {0.125}
-    assert dropped("reinforce") == dropped("pg-token-tis") == {0.0}
-    tis = next(c for c in CORRECTIONS.values() if c.name == "pg-token-tis" and dict(c.thresholds)["tis_cap"] == 2)
+    dropped = lambda name: 1 - whole[first(name).label]["responses_kept"]
+    assert (dropped("geo"), dropped("opsm"), dropped("reinforce"), dropped("pg-token-tis")) == (0.75, 0.125, 0, 0)
+    tis = first("pg-token-tis")
+    assert dict(tis.thresholds)["tis_cap"] == 2
     assert whole[tis.label]["limited"] == pytest.approx(1 / 8)  # a token of eight
     kappa = np.array([1, 1, 2, np.exp(0.01), 1, 1, 1, np.exp(-0.6)])
     assert whole[tis.label]["left"] == pytest.approx(kappa.sum() ** 2 / 8 / (kappa**2).sum(), rel=1e-6)

@@ -16,6 +16,7 @@ from learners.objectives import OBJECTIVES, RECIPES, REJECTIONS, Compared, Polic
 from scripts.parts.toy_policy import Sequences, ToyPolicy
 
 STEP = 64  # responses of a step, which is what a rejection that looks at all of them sees
+FEWEST = 100  # effective responses of a sample, without which unlimited weights are not resolved
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Correction:
     @property
     def needs_all(self) -> bool:
         return self.rejects and self.made.needs_all
+
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether its weights are of whole responses and grow with their length without a bound."""
+        capped = any(key in ("tis_cap", "mis_cap") for key, _ in self.thresholds)
+        return not self.rejects and self.made.weighs == "sequence" and not capped
 
     @property
     def leaves_denominators(self) -> bool:
@@ -167,15 +174,16 @@ class Bench:
     Args:
         toy: pi and mu.
         sequences: all of them, or a sample.
-        plain_variance: of a response's gradient without mismatch (all objectives have the same), trace of covariance.
+        plain: the same without mismatch, from the same random numbers if they are a sample.
     """
 
-    def __init__(self, toy: ToyPolicy, sequences: Sequences, plain_variance: float = 1.0):
-        self.toy, self.sequences, self.plain_variance = toy, sequences, plain_variance
-        self.length = sequences.cells.shape[1]
+    def __init__(self, toy: ToyPolicy, sequences: Sequences, plain: Sequences):
+        self.toy, self.sequences = toy, sequences
         self.batch = toy.batch(sequences)
-        self.truth = toy.value_and_gradient(self.length)[1]
-        self.control = self.run(next(c for c in catalogue() if c.name == "pg-seq-is")).gradient
+        self.truth = toy.value_and_gradient(sequences.cells.shape[1])[1]
+        advantages = toy.batch(plain).advantages.numpy()
+        self.plain = toy.gradients(plain.cells, np.broadcast_to(advantages[:, None], plain.cells.shape))
+        self.plain_variance = plain.probability @ ((self.plain - self.truth) ** 2).sum(1)
 
     def run(self, correction: Correction) -> PerResponse:
         """In steps of `STEP` responses if they are a sample, else all at once."""
@@ -192,27 +200,29 @@ class Bench:
 
     def point(self, correction: Correction) -> dict[str, float]:
         """What is left, and relative to the norm of the true gradient the bias of the estimator's expectation; its
-        angle, in degrees; its variance over ``plain_variance``. ``_error`` is a standard error, 0 if enumerated.
+        angle, in degrees; its variance over that without mismatch. ``_error`` is a standard error, 0 if enumerated.
 
         What leaves the denominators is a mean over the tokens kept, taken as in a step of many responses. From a sample
-        the squared bias is less its own noise's expectation, after regression on the unbiased estimator, whose
-        expectation is known.
+        the squared bias is less its own noise's expectation, after regression on the gradient without mismatch from the
+        same random numbers, whose expectation is known. None where nothing is kept, or where unlimited weights leave
+        less than `FEWEST` of the sampled responses, so that it says nothing of the others.
         """
         made, q, n = self.run(correction), self.sequences.probability, len(self.sequences.cells)
         shares = what_is_left(made, q, self.sequences.is_sample)
         counted = made.kept if correction.leaves_denominators else np.ones_like(q)
         total = q @ counted
-        if not total:
-            return shares | dict.fromkeys(("bias", "bias_error", "angle", "angle_error", "variance"))
+        unresolved = self.sequences.is_sample and correction.is_unlimited and shares["left"] * n < FEWEST
+        if not total or unresolved:
+            return shares | dict.fromkeys(("bias", "bias_error", "angle", "angle_error", "variance", "variance_error"))
         mean = q @ made.gradient / total
         influence = (made.gradient - counted[:, None] * mean) / total
         squares = (influence**2).sum(1)
         norm, bias, covariance = np.linalg.norm(self.truth), mean - self.truth, np.zeros((len(mean), len(mean)))
         if self.sequences.is_sample:
-            spread = self.control - q @ self.control
-            slope = (q @ (influence * spread).sum(1)) / (q @ (spread**2).sum(1))
-            bias = bias - slope * (q @ self.control - self.truth)
-            influence = influence - slope * spread
+            spread = self.plain - self.truth
+            slope = (q @ (influence * spread).sum(1)) / self.plain_variance
+            bias = bias - slope * (q @ spread)
+            influence = influence - slope * (spread - q @ spread)
             covariance = (q[:, None] * influence).T @ influence / n / norm**2
         bias, along = bias / norm, self.truth / norm
         across = np.eye(len(mean)) - np.outer(along, along)
