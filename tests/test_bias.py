@@ -190,7 +190,7 @@ def test_the_penalty_pulls_towards_the_sampler():
 # ---------------------------------------------------------------------------------------------------------- rejections
 
 OF_RESPONSES = {
-    "geo": {"geo_low": 0.9, "geo_high": 1.1}, "k3": {"k3_cap": 0.05}, "max-token": {"token_k3_cap": 0.1},
+    "geo": {"geo_low": 0.9, "geo_high": 1.1}, "k3": {"k3_cap": 0.05}, "max-token": {"token_k2_cap": 0.1},
     "outlier": {"outlier_low": 0.6, "outlier_high": 1.5}, "veto": {"veto_below": 0.7},
 }  # fmt: skip
 OF_TOKENS = {"icepop": {"icepop_low": 0.75, "icepop_high": 1.25}, "kpop": {"kpop_cap": 0.03}, "m2po": {"m2_cap": 0.04}}

@@ -45,7 +45,7 @@ def geometric_mean(values: list[float]) -> float:
 RESPONSES = {
     "geo": lambda tokens, a, th: th["geo_low"] <= geometric_mean([p / m for p, m in tokens]) <= th["geo_high"],
     "k3": lambda tokens, a, th: mean([k3(p, m) for p, m in tokens]) <= th["k3_cap"],
-    "max-token": lambda tokens, a, th: max(k3(p, m) for p, m in tokens) <= th["token_k3_cap"],
+    "max-token": lambda tokens, a, th: max(math.log(p / m) ** 2 / 2 for p, m in tokens) <= th["token_k2_cap"],
     "outlier": lambda tokens, a, th: all(th["outlier_low"] <= p / m <= th["outlier_high"] for p, m in tokens),
     "veto": lambda tokens, a, th: min(p / m for p, m in tokens) >= th["veto_below"],
     "opsm": lambda tokens, a, th: a >= 0 or mean([math.log(m / p) for p, m in tokens]) <= th["opsm_delta"],
@@ -158,7 +158,7 @@ def test_what_leaves_or_looks_at_all_needs_pi_old():
     for made in REJECTIONS.values():
         assert made.needs_pi_old == (not made.stays_counted or made.needs_all)
     assert not REJECTIONS["opsm"].needs_pi_old and not REJECTIONS["icepop"].needs_pi_old
-    assert REJECTIONS["geo"].needs_pi_old and REJECTIONS["m2po"].needs_pi_old
+    assert REJECTIONS["m2po"].needs_pi_old and not REJECTIONS["m2po"].stays_counted
     assert [name for name, made in REJECTIONS.items() if made.sees_movement] == ["opsm"]
 
 

@@ -83,7 +83,7 @@ REJECTIONS: dict[str, Rejection] = {}
 
 def rejection(
     name: str,
-    stays_counted: bool = False,
+    stays_counted: bool = True,
     needs_all: bool = False,
     sees_movement: bool = False,
     **thresholds: float,
@@ -114,11 +114,11 @@ def k3(compared: Compared, k3_cap: float) -> Tensor:
     return compared.mean(compared.log_weight.expm1() - compared.log_weight) <= k3_cap
 
 
-@rejection("max-token", token_k3_cap=0.05)
-def max_token(compared: Compared, token_k3_cap: float) -> Tensor:
-    """Keeps a response none of whose tokens has a w - 1 - log w above the cap (trust region masking,
-    arXiv 2512.23075)."""
-    return compared.all(compared.log_weight.expm1() - compared.log_weight <= token_k3_cap)
+@rejection("max-token", token_k2_cap=2.5)
+def max_token(compared: Compared, token_k2_cap: float) -> Tensor:
+    """Keeps a response none of whose tokens has a (log w)^2 / 2 above the cap (trust region masking, arXiv 2512.23075;
+    the estimate and the cap are verl's)."""
+    return compared.all(compared.log_weight.square() / 2 <= token_k2_cap)
 
 
 @rejection("outlier", outlier_low=1e-4, outlier_high=100.0)
@@ -134,7 +134,7 @@ def veto(compared: Compared, veto_below: float) -> Tensor:
     return compared.all(compared.log_weight.exp() >= veto_below)
 
 
-@rejection("opsm", stays_counted=True, sees_movement=True, opsm_delta=0.5)
+@rejection("opsm", sees_movement=True, opsm_delta=0.5)
 def opsm(compared: Compared, opsm_delta: float) -> Tensor:
     """Rejects a response with a negative advantage and a mean of log mu - log pi above delta, pi being the policy as it
     is now (off-policy sequence masking, DeepSeek-V3.2, arXiv 2512.02556)."""
@@ -145,14 +145,14 @@ def opsm(compared: Compared, opsm_delta: float) -> Tensor:
 # ------------------------------------------------------------------------------------------------ of tokens
 
 
-@rejection("icepop", stays_counted=True, icepop_low=0.5, icepop_high=5.0)
+@rejection("icepop", icepop_low=0.5, icepop_high=5.0)
 def icepop(compared: Compared, icepop_low: float, icepop_high: float) -> Tensor:
     """Keeps a token whose weight is within the band (IcePop, Ling team, 2025)."""
     weight = compared.log_weight.exp()
     return (weight >= icepop_low) & (weight <= icepop_high)
 
 
-@rejection("kpop", stays_counted=True, kpop_cap=2.0)
+@rejection("kpop", kpop_cap=2.0)
 def kpop(compared: Compared, kpop_cap: float) -> Tensor:
     """Keeps a token whose KL divergence between "this token or another" under mu and under pi is at most the cap, both
     ways."""
@@ -160,7 +160,7 @@ def kpop(compared: Compared, kpop_cap: float) -> Tensor:
     return (bernoulli_kl(log_mu, log_pi) <= kpop_cap) & (bernoulli_kl(log_pi, log_mu) <= kpop_cap)
 
 
-@rejection("m2po", needs_all=True, m2_cap=0.04)
+@rejection("m2po", stays_counted=False, needs_all=True, m2_cap=0.04)
 def m2po(compared: Compared, m2_cap: float) -> Tensor:
     """Rejects the tokens with the largest (log w)^2, as few as it takes for the mean over the rest of a step's tokens
     to be at most the cap (M2PO, arXiv 2510.01161)."""

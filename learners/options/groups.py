@@ -81,7 +81,7 @@ class ObjectiveOptions:
     reject: Annotated[tuple[Literal[tuple(REJECTIONS)], ...], UNSAID] = ()
     """leave tokens or responses out of the loss where mu is too far off, one or more rules: docs/objectives.md"""
     recipe: Literal[tuple(RECIPES)] = "oat"
-    """whose constants the options below default to: the paper's authors' in Oat or in VeRL"""
+    """whose constants the options below default to: the paper's authors' in Oat or in VeRL, or another framework's"""
     advantage: Chosen[Literal[tuple(ADVANTAGES)]] = None
     """reward less the group's mean, less the others' mean, or also divided by the spread (default: by objective)"""
     aggregation: Chosen[Literal[get_args(Aggregation)]] = None
@@ -126,8 +126,8 @@ class ObjectiveOptions:
     """--reject geo: largest exp of a response's mean log ratio (default: by recipe)"""
     k3_cap: Chosen[float] = None
     """--reject k3: largest mean of w - 1 - log w of a response (default 0.01)"""
-    token_k3_cap: Chosen[float] = None
-    """--reject max-token: largest w - 1 - log w of a token"""
+    token_k2_cap: Chosen[float] = None
+    """--reject max-token: largest (log w)^2 / 2 of a token (default 2.5)"""
     outlier_low: Chosen[float] = None
     """--reject outlier: smallest weight of a token (default 1e-4)"""
     outlier_high: Chosen[float] = None
@@ -139,7 +139,7 @@ class ObjectiveOptions:
     kpop_cap: Chosen[float] = None
     """--reject kpop: largest Bernoulli KL divergence of a token, either way (default 2)"""
     m2_cap: Chosen[float] = None
-    """--reject m2po: largest mean of (log w)^2 over the tokens that are left"""
+    """--reject m2po: largest mean of (log w)^2 over the tokens that are left (default 0.04)"""
     beta: float = 0.0
     """weight of the KL divergence (k3) to the initial model, which then stays in memory"""
 
