@@ -8,7 +8,7 @@ import torch
 from tests.test_objectives import reference, weigh
 from tests.test_rejections import RESPONSES, TOKENS
 
-STAYS_COUNTED = {"opsm", "icepop", "kpop"}
+STAYS_COUNTED = set(RESPONSES) | set(TOKENS)  # all but m2po
 
 
 def rejected_by(name: str, options: dict, pairs: dict, advantages: list[float]) -> set:

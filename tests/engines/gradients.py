@@ -28,7 +28,7 @@ REJECTING = {
     "m2po": {"objective": "pg-token-is", "reject": ("m2po",), "m2_cap": 0.005, "aggregation": "token-mean-batch"},
     "counted": {"objective": "pg-seq-tis", "reject": ("icepop", "opsm", "kpop"), "icepop_low": 0.9, "icepop_high": 1.1,
                 "opsm_delta": 0.01, "kpop_cap": 0.0001, "tis_cap": 1.1, "aggregation": "token-mean-sequence"},
-    "both": {"objective": "cispo", "reject": ("max-token", "icepop"), "token_k3_cap": 0.03, "icepop_low": 0.9,
+    "both": {"objective": "cispo", "reject": ("max-token", "icepop"), "token_k2_cap": 0.03, "icepop_low": 0.9,
              "icepop_high": 1.1, "aggregation": "token-mean-batch"},
     "normalised": {"objective": "pg-seq-tis", "reject": ("geo",), "geo_low": 0.96, "geo_high": 1.04, "tis_cap": 1.1,
                    "is_batch_normalize": True},
@@ -109,7 +109,7 @@ def report(learner, case: str) -> tuple[dict[str, float], torch.Tensor]:
     if learner.processes.world_size == 1:
         by_hand = gradient_by_hand(learner, batch_with_little_to_teach(learner), options)
         told["from_by_hand"] = ((whole - by_hand).norm() / by_hand.norm().clamp(min=1e-9)).item()
-    return told, part
+    return told, part.float()
 
 
 if __name__ == "__main__":
