@@ -27,7 +27,7 @@ REJECTING = {
                       "clip_low": 0.2, "clip_high": 0.2, "aggregation": "token-mean-sequence"},
     "m2po": {"objective": "pg-token-is", "reject": ("m2po",), "m2_cap": 0.005, "aggregation": "token-mean-batch"},
     "counted": {"objective": "pg-seq-tis", "reject": ("icepop", "opsm", "kpop"), "icepop_low": 0.9, "icepop_high": 1.1,
-                "opsm_delta": 0.01, "kpop_cap": 0.0001, "tis_cap": 1.1, "aggregation": "token-mean-sequence"},
+                "opsm_delta": 0.01, "kpop_cap": 1e-6, "tis_cap": 1.1, "aggregation": "token-mean-sequence"},
     "both": {"objective": "cispo", "reject": ("max-token", "icepop"), "token_k2_cap": 0.03, "icepop_low": 0.9,
              "icepop_high": 1.1, "aggregation": "token-mean-batch"},
     "normalised": {"objective": "pg-seq-tis", "reject": ("geo",), "geo_low": 0.96, "geo_high": 1.04, "tis_cap": 1.1,
