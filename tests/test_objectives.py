@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.objectives import OBJECTIVES, RECIPES, PolicyBatch, defaults, reference_kl
+from learners.objectives import OBJECTIVES, RECIPES, THRESHOLDS, PolicyBatch, defaults, reference_kl
 
 SIZES = {"near": (0.05, 0.2), "apart": (1.0, 1.0), "far": (30.0, 30.0)}  # of log pi/mu and of log pi/pi_old
 
@@ -211,6 +211,43 @@ def test_recipes_are_the_authors_constants():
         assert (made("gspo")["clip_low"], made("gspo")["clip_high"]) == (3e-4, 4e-4)
     assert (oat("pg-seq-is")["log_weight_clamp"], verl("pg-seq-is")["log_weight_clamp"]) == (0, 20)
     assert (oat("gspo")["advantage"], verl("gspo")["advantage"]) == ("group-std", "group-mean")
+
+
+FRAMEWORKS = {  # (recipe, objective): what its sources say, read in August 2026
+    ("trl", "grpo-seq-mis"): {"mis_cap": 3.0, "clip_high": 0.2, "advantage": "group-std"},
+    ("trl", "grpo"): {"aggregation": "token-mean-batch"},
+    ("trl", "sapo"): {"sapo_tau_positive": 1.0, "sapo_tau_negative": 1.05, "aggregation": "token-mean-sequence"},
+    ("prime-rl", "dppo-tv"): {"dppo_delta": 0.2, "dppo_tau": 1e-3, "aggregation": "token-mean-batch"},
+    ("prime-rl", "reinforce"): {"advantage": "group-mean"},
+    ("prime-rl", "dppo-kl"): {"dppo_delta": 0.05},  # which it does not have
+    ("skyrl", "dppo-tv"): {"dppo_delta": 0.2, "dppo_tau": 0.0}, ("skyrl", "dppo-kl"): {"dppo_delta": 0.05},
+    ("skyrl", "grpo-seq-tis"): {"tis_cap": 5.0}, ("skyrl", "grpo-token-tis"): {"tis_cap": 2.0},
+    ("slime", "grpo-token-tis"): {"tis_cap": 2.0, "clip_high": 0.2, "aggregation": "token-mean-sequence"},
+    ("nemo-rl", "grpo-token-tis"): {"tis_cap": 2.0}, ("nemo-rl", "icepop"): {"icepop_low": 0.5, "icepop_high": 5.0},
+    ("areal", "gmpo"): {"clip_low": 0.4, "clip_high": 0.4, "aggregation": "token-mean-sequence"},
+    ("openrlhf", "grpo-token-tis"): {"tis_cap": 5.0}, ("openrlhf", "gspo"): {"aggregation": "token-mean-sequence"},
+}  # fmt: skip
+BANDS = {"oat": (0.999, 1.001), "verl": (0.999, 1.001), "nemo-rl": (0.999, 1.002), "skyrl": (0.99, 1.01),
+         "slime": (0.9999, 1.0001), "openrlhf": (0.5, 5.0)}  # fmt: skip
+
+
+def test_the_frameworks_constants_are_theirs():
+    for (recipe, name), constants in FRAMEWORKS.items():
+        made = defaults(name, recipe)
+        assert {key: made[key] for key in constants} == constants, (recipe, name)
+    for recipe, band in BANDS.items():
+        made = defaults("reinforce", recipe, ["geo"])
+        assert (made["geo_low"], made["geo_high"]) == band, recipe
+    deltas = {recipe: defaults("grpo", recipe, ["opsm"])["opsm_delta"] for recipe in ("trl", "slime")}
+    assert deltas == {"trl": 0.5, "slime": 1e-4}
+
+
+def test_every_constant_of_a_recipe_is_somebodys():
+    for recipe, constants in RECIPES.items():
+        for key in constants:
+            name, _, threshold = key.rpartition(".")
+            known = OBJECTIVES[name].thresholds.keys() if name else set(THRESHOLDS)
+            assert threshold in known | {"advantage", "aggregation"}, (recipe, key)
 
 
 def test_a_recipe_can_mean_one_objective_alone(monkeypatch):

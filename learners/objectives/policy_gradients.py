@@ -67,8 +67,8 @@ def vespo(
     vespo_k_negative: float,
     vespo_lambda_negative: float,
 ) -> tuple[Tensor, Statistics]:
-    """-phi(w) A log pi with phi(w) = w^k exp(lambda (1 - w)) and w = prod_t pi / mu: 1 at w = 1, largest at k / lambda
-    (1.2 by default) and falling to 0 both ways; k and lambda by the sign of A (VESPO, arXiv 2602.10693)."""
+    """-phi(w) A log pi with phi(w) = w^k exp(lambda (1 - w)) and w = prod_t pi / mu: 1 at w = 1, largest (1.2) at
+    k / lambda and falling to 0 both ways; k and lambda by the sign of A (VESPO, arXiv 2602.10693)."""
     log_weight = batch.log_ratio(batch.logp, batch.mu_logp, "sequence")
     positive = batch.advantages[:, None] >= 0
     k = log_weight.new_full((), vespo_k_negative).where(~positive, log_weight.new_full((), vespo_k_positive))

@@ -162,20 +162,18 @@ class Updater:
 
     def _token_losses(self, logp: torch.Tensor, batch: RolloutBatch, step: Step) -> torch.Tensor:
         """(B, L - 1): the objective's loss, with what is added to it; its statistics go to the tally."""
-        responses = batch.in_loss.any(1)
+        left = batch.in_loss & self._reject(step, batch, logp, stays_counted=True)
+        responses = left.any(1)
         mask = batch.response_mask & responses[:, None]  # not of what is left out: an infinite weight times 0 is NaN
         policy = PolicyBatch(logp, batch.mu_logp, batch.advantages, mask, batch.old_logp)
         losses, statistics = self.objective(policy, **self.thresholds)
-        losses = losses / step.mean_weight
-        if self.rejections:
-            losses = losses.where(self._reject(step, batch, logp, stays_counted=True), losses.new_zeros(()))
+        losses = losses.where(left, losses.new_zeros(())) / step.mean_weight
         if batch.reference_logp is not None:
             divergence = reference_kl(logp, batch.reference_logp, batch.in_loss)
-            statistics["reference_kl"] = divergence.detach()
+            step.tally.add("objective/reference_kl", divergence[batch.in_loss])
             losses = losses + self.config.objective.beta * divergence
         for name, values in statistics.items():
-            per_token = values.shape == batch.in_loss.shape
-            step.tally.add(f"objective/{name}", values[batch.in_loss] if per_token else values[responses])
+            step.tally.add(f"objective/{name}", values[left if values.shape == left.shape else responses])
         return losses
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learners.objectives import OBJECTIVES, defaults
+from learners.objectives import OBJECTIVES, REJECTIONS, defaults
 from tests.engines.conftest import built_learner
 
 pytestmark = pytest.mark.engines
@@ -33,7 +33,17 @@ def first_updates(learner):
     for name, made in OBJECTIVES.items():
         chosen = defaults(name, "oat")
         learner.updater.objective, learner.updater.thresholds = made, {key: chosen[key] for key in made.thresholds}
-        metrics[name] = learner.learn(Step(1, replace(sampled, old_logp=None), times={}))
+        metrics[name] = learner.learn(Step(1, replace(sampled), times={}))
+    learner.updater.objective, learner.updater.thresholds = OBJECTIVES["reinforce"], {}
+    for name, made in REJECTIONS.items():
+        for threshold, value in made.thresholds.items():
+            setattr(learner.config.objective, threshold, value)
+        learner.updater.rejections = [made]
+        metrics[f"reject {name}"] = learner.learn(Step(1, replace(sampled), times={}))
+    learner.updater.rejections = [REJECTIONS["geo"]]
+    learner.config.objective.geo_low = learner.config.objective.geo_high = 2.0
+    metrics["reject everything"] = learner.learn(Step(1, replace(sampled), times={}))
+    learner.updater.rejections = []
     return metrics
 
 
@@ -43,6 +53,8 @@ def test_ratio_is_1_and_nothing_is_clipped(first_updates, name):
     assert metrics.get("objective/ratio", 1.0) == pytest.approx(1, abs=1e-5)
     assert metrics.get("objective/token_weight", 1.0) == pytest.approx(1, abs=1e-4)
     assert metrics.get("objective/sequence_weight", 1.0) == pytest.approx(1, abs=1e-3)
+    assert metrics.get("objective/phi", 1.0) == pytest.approx(1, abs=2e-3)
+    assert metrics.get("objective/gate", 1.0) == pytest.approx(1, abs=1e-8)
     for key, value in metrics.items():
         if key.endswith("_fraction"):
             assert value == 0, key
@@ -51,8 +63,21 @@ def test_ratio_is_1_and_nothing_is_clipped(first_updates, name):
     assert metrics["mismatch/ess_seq"] == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", REJECTIONS)
+def test_nothing_is_rejected(first_updates, name):
+    assert first_updates[f"reject {name}"][f"objective/rejected_{name.replace('-', '_')}"] == 0
+
+
+def test_a_step_of_which_everything_is_rejected_goes_by(first_updates):
+    metrics = first_updates["reject everything"]
+    assert metrics["objective/rejected_geo"] == 1
+    assert metrics["precision/grad_norm"] < 1e-5  # what is left is that of --beta, at the initial model
+    assert metrics["objective/reference_kl"] == pytest.approx(0, abs=1e-9)
+
+
 def test_every_objective_has_the_same_gradient_there(first_updates):
     norms = {name: metrics["precision/grad_norm"] for name, metrics in first_updates.items()}
+    norms.pop("reject everything", None)
     assert min(norms.values()) > 0.05
     assert norms == pytest.approx(dict.fromkeys(norms, norms["reinforce"]), rel=1e-3)
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
@@ -178,17 +179,55 @@ def test_a_process_that_fails_alone_says_why_and_the_others_do_not_wait(tmp_path
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_responses_without_an_advantage_have_no_gradient_under_any_objective(processes, tmp_path):
-    from learners.objectives import OBJECTIVES
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory):
+    """Where gradients.py left its reports and gradients, of every objective and some rejections, by how it was run."""
+    out = tmp_path_factory.mktemp("gradients")
+    script = str(ROOT / "tests" / "engines" / "gradients.py")
+    runs = {
+        "one": [sys.executable, script, str(out / "one"), "2"],
+        "fours": [sys.executable, script, str(out / "fours"), "2", "--micro-batch-size=4"],
+        "tokens": [sys.executable, script, str(out / "tokens"), "2", "--micro-batch-tokens=90"],
+        "two": two_processes(script, str(out / "two"), "123"),
+    }
+    for command in runs.values():
+        done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return out
 
-    stages = "2" if processes == 1 else "123"
-    script = [str(ROOT / "tests" / "engines" / "gradients.py"), str(tmp_path), *stages]
-    command = [sys.executable, *script] if processes == 1 else two_processes(*script)
-    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = [line.split() for line in done.stdout.splitlines() if line[:2] in ("1 ", "2 ", "3 ")]
-    assert [(stage, name) for stage, name, *_ in rows] == [(stage, name) for stage in stages for name in OBJECTIVES]
-    for stage, name, apart, share in rows:
-        assert float(apart) < 1e-6, (stage, name)
-        assert float(share) < 0.35, "all were passed backwards"
+
+@pytest.mark.parametrize("how", ["one", "two"])
+def test_what_teaches_nothing_has_no_gradient_under_any_objective_or_rejection(gradients, how):
+    from learners.objectives import OBJECTIVES
+    from tests.engines.gradients import REJECTING
+
+    reports = json.loads((gradients / f"{how}.json").read_text())
+    cases = [f"{stage}/{case}" for stage in ("2" if how == "one" else "123") for case in (*OBJECTIVES, *REJECTING)]
+    assert list(reports) == cases
+    for name, report in reports.items():
+        case = name[2:]
+        assert report["apart"] < 1e-6, name
+        assert report["share"] < 0.35 if case != "penalty" else report["share"] == 1, (
+            "what teaches was passed backwards"
+        )
+        rejected = {key: value for key, value in report.items() if key.startswith("objective/rejected_")}
+        assert len(rejected) == len(REJECTING.get(case, {}).get("reject", ())), name
+        for key, share in rejected.items():
+            assert share == 1 if case == "everything" else 0 < share < 1, (name, key)
+        assert report["norm"] == 0 if case == "everything" else report["norm"] > 0.1, name
+
+
+def test_the_gradients_are_those_that_plain_python_makes_of_the_formulas(gradients):
+    for name, report in json.loads((gradients / "one.json").read_text()).items():
+        assert report["from_by_hand"] < 1e-6, name
+
+
+@pytest.mark.parametrize("how", ["fours", "tokens", "two"])
+def test_a_gradient_depends_neither_on_micro_batches_nor_on_processes_nor_on_the_stage(gradients, how):
+    with (
+        safe_open(gradients / "one.safetensors", "pt") as one,
+        safe_open(gradients / f"{how}.safetensors", "pt") as other,
+    ):
+        for name in other.keys():  # noqa: SIM118 - it is no dictionary
+            expected = one.get_tensor(f"2/{name[2:]}")
+            assert (other.get_tensor(name) - expected).norm() <= 1e-6 * expected.norm(), name

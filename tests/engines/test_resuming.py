@@ -84,3 +84,19 @@ def test_what_one_process_wrote_is_taken_up_by_itself_bitwise_and_by_two(out):
         for rank in (0, 1):
             report = json.loads((out / "one" / case / f"2-{rank}.json").read_text())
             assert report["as_stored"] and report["cast"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_step_that_rejects_goes_on_with_what_it_knew_at_the_rollout_weights(processes, tmp_path):
+    """Evaluated again after two updates, pi_old would be another, and so the tokens and the mean weight."""
+    script = [str(ROOT / "tests" / "engines" / "stopped_within.py"), str(tmp_path)]
+    command = [sys.executable, *script] if processes == 1 else two_processes(*script)
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(processes):
+        report = json.loads((tmp_path / f"{processes}-{rank}.json").read_text())
+        assert report["updates_done"] == 2
+        assert report["same_mean_weight"] and report["mean_weight"] != 1
+        assert report["same_loss_mask"] and report["rejected"] > 0
+        assert report["apart"] == 0
+        assert report["metrics"] == pytest.approx(report["straight_metrics"], rel=1e-12)
