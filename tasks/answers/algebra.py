@@ -74,7 +74,7 @@ def parse(latex: str, is_complex: bool = False) -> sympy.Expr | None:
         )
     except Exception:  # the grammar does not know it
         return None
-    if not isinstance(expression, sympy.Expr):
+    if not isinstance(expression, sympy.Expr) or expression.has(sympy.zoo, sympy.nan, sympy.oo):  # 1/0 is not 2/0
         return None
     functions = {function: sympy.Symbol(str(function)) for function in expression.atoms(AppliedUndef)}
     return expression.xreplace(functions | ({sympy.Symbol("i", real=False): sympy.I} if is_complex else {}))

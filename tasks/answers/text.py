@@ -22,7 +22,7 @@ _OPERATORS = {"<=": "\\le ", "=<": "\\le ", ">=": "\\ge ", "!=": "\\ne ", "**": 
 _SPELLED |= dict.fromkeys("displaystyle textstyle limits nolimits space".split(), " ")
 _RAISED, _LOWERED = (str.maketrans(digits, "0123456789-") for digits in ("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "₀₁₂₃₄₅₆₇₈₉₋"))
 _FONTS = "text|mbox|hbox|(?:math|text)(?:rm|bf|it|sf|tt|normal)|operatorname|boldsymbol|bold|bm"
-_NAMES = "alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|pi|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln"
+_NAMES = "alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|pi|log|ln|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc"
 _THOUSANDS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _ARGUMENT = r"\s*([0-9a-zA-Z]|\\[a-zA-Z]+)"
 _BRACED = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
