@@ -59,12 +59,13 @@ def rounding_error(decimal: str) -> Fraction:
 @lru_cache(4096)
 def parse(latex: str, is_complex: bool = False) -> sympy.Expr | None:
     """A SymPy expression of what the text says, not evaluated; None if it cannot be read."""
-    if re.search(r"\\text|\\infty|mod|\d_", latex):  # of infinity the grammar makes numbers that are all equal
+    if re.search(r"\\text|\\infty|mod|\d_|\d \d", latex):  # of infinity the grammar makes numbers that are all equal
         return None
     if (number := as_fraction(latex)) is not None:
         return sympy.Rational(number.numerator, number.denominator)
     latex = re.sub(r"\^\\circ(?![a-zA-Z])", r"\\cdot\\frac{\\pi}{180}", latex)
-    latex = re.sub(r"\\pi\(", r"\\pi\\cdot(", latex)  # pi is no function, and a decimal not binary
+    for juxtaposed in (r"(?<=\\pi)(?=\()", r"(?<=[\d)])(?=[({]|\\binom)", r"(?<=\))(?=\d|\\frac)"):
+        latex = re.sub(juxtaposed, r"\\cdot ", latex)  # the grammar takes 2(3) for 5
     latex = re.sub(
         r"(?<![\d.])(\d+)\.(\d{1,60})(?![\d.])", lambda m: f"\\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}", latex
     )
@@ -72,9 +73,9 @@ def parse(latex: str, is_complex: bool = False) -> sympy.Expr | None:
         expression = latex2sympy(
             normalize_latex(latex, _NORMAL), is_real=not is_complex, convert_degrees=False, normalization_config=None
         )
+        if not isinstance(expression, sympy.Expr) or expression.has(sympy.zoo, sympy.nan, sympy.oo):
+            return None  # 1/0 is not 2/0
     except Exception:  # the grammar does not know it
-        return None
-    if not isinstance(expression, sympy.Expr) or expression.has(sympy.zoo, sympy.nan, sympy.oo):  # 1/0 is not 2/0
         return None
     functions = {function: sympy.Symbol(str(function)) for function in expression.atoms(AppliedUndef)}
     return expression.xreplace(functions | ({sympy.Symbol("i", real=False): sympy.I} if is_complex else {}))
