@@ -100,6 +100,10 @@ def test_where_an_answer_is_read(response, place, answer):
     assert extract_answer(response, place) == answer
 
 
+def test_a_box_is_where_an_answer_is_read_unless_told():
+    assert extract_answer(r"\boxed{9}") == "9"
+
+
 def test_there_is_no_other_place():
     with pytest.raises(ValueError, match="answer-tag, not in 'box'"):
         extract_answer("", "box")
