@@ -48,9 +48,9 @@ def extract_answer(response: str, answer_in: str = "boxed") -> str | None:
     if answer_in == "after-think":
         return last_boxed(response.partition("</think>")[2]) if response.count("</think>") == 1 else None
     if answer_in == "answer-tag":
-        thought, opened, tail = response.rpartition("<answer>")
+        thought, _, tail = response.rpartition("<answer>")
         content, closed, _ = tail.partition("</answer>")
-        if not (opened and closed and "</think>" in thought):
+        if not (closed and "</think>" in thought):
             return None
         boxed = last_boxed(content)
         return content.strip() if boxed is None else boxed

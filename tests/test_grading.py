@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.grading_pool import GradingPool
-from tasks.math_reward import MathGrader
+from tasks import math_reward
+from tasks.grading_pool import LARGEST_CHUNK, START_UP_S, STARTS_IN_A_ROW, GradingPool
+from tasks.grading_worker import MEMORY_BYTES, wall_limit
+from tasks.math_reward import LONGEST_ANSWER, MathGrader
 from tests import grading_functions
 from tests.conftest import ROOT
 
@@ -57,6 +59,52 @@ def test_rewards_come_in_order_and_what_is_asked_twice_is_compared_once(grader):
 
 def test_no_box_and_an_endless_answer_are_wrong_and_nobody_is_asked(grader):
     assert grader.grade(["none", r"\boxed{}", rf"\boxed{{{'1+' * 500}1}}"], ["1", "", "501"]) == [0.0, 0.0, 0.0]
+
+
+class Pool:
+    """In place of the processes: says which pairs it was asked, and that every answer is right but one."""
+
+    def __init__(self, *_):
+        self.asked = []
+
+    def map(self, pairs):
+        self.asked += pairs
+        return [math.nan if answer == "slow" else 1.0 for answer, _ in pairs]
+
+
+@pytest.fixture
+def unasked(monkeypatch):
+    monkeypatch.setattr(math_reward, "GradingPool", Pool)
+    return math_reward.ResponseGrader(grading_functions.act)
+
+
+def test_an_answer_is_read_up_to_its_longest(unasked):
+    within, beyond = ("1" * n for n in (LONGEST_ANSWER, LONGEST_ANSWER + 1))
+    assert unasked.grade([rf"\boxed{{{within}}}", rf"\boxed{{{beyond}}}"], ["1", "1"]) == [1.0, 0.0]
+    assert unasked._pool.asked == [(within, "1")]
+
+
+def test_pairs_are_remembered_until_there_are_too_many_and_never_those_out_of_time(unasked, monkeypatch):
+    monkeypatch.setattr(math_reward, "REMEMBERED", 3)
+    assert unasked.grade([r"\boxed{1}", r"\boxed{slow}"], ["1", "1"]) == [1.0, 0.0]
+    assert unasked.grade([r"\boxed{1}", r"\boxed{2}", r"\boxed{3}"], ["1"] * 3) == [1.0] * 3
+    assert unasked._pool.asked == [("1", "1"), ("slow", "1"), ("2", "1"), ("3", "1")]
+    assert sorted(unasked._known) == [("1", "1"), ("2", "1"), ("3", "1")]
+    unasked.grade([r"\boxed{4}"], ["1"])
+    assert list(unasked._known) == [("4", "1")]
+    unasked.grade([r"\boxed{slow}"], ["1"])
+    assert unasked.timeouts == 2
+
+
+def test_each_response_needs_its_reference(unasked):
+    with pytest.raises(ValueError, match="zip"):
+        unasked.grade([r"\boxed{1}"], ["1", "2"])
+
+
+def test_the_limits_are_those_that_the_docs_tell():
+    assert (LONGEST_ANSWER, math_reward.TIME_LIMIT_S, math_reward.REMEMBERED) == (400, 2.0, 50_000)
+    assert (START_UP_S, STARTS_IN_A_ROW, LARGEST_CHUNK, MEMORY_BYTES) == (60.0, 3, 16, 4 * 2**30)
+    assert wall_limit(2.0) == 12.0
 
 
 def hostile() -> list[str]:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 import sympy
-from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, _Latex2Sympy, normalize_latex
 from math_verify.grader import should_treat_as_complex
 from sympy.core.function import AppliedUndef
 
@@ -56,25 +56,35 @@ def rounding_error(decimal: str) -> Fraction:
     return Fraction(10) ** (int(found[3] or 0) - len(found[2])) / 2
 
 
+class _Grammar(_Latex2Sympy):
+    """The grammar with products for what stands side by side; its own takes 2(3) for 2 + 3, as a mixed number."""
+
+    def convert_postfix_list(self, arr, i=0):
+        if i < len(arr) - 1 and isinstance(first := self.convert_postfix(arr[i]), sympy.Integer):
+            return self.mul_flat(first, self.convert_postfix_list(arr, i + 1))
+        return super().convert_postfix_list(arr, i)
+
+
 @lru_cache(4096)
 def parse(latex: str, is_complex: bool = False) -> sympy.Expr | None:
     """A SymPy expression of what the text says, not evaluated; None if it cannot be read."""
-    if re.search(r"\\text|\\infty|mod|\d_", latex):  # of infinity the grammar makes numbers that are all equal
+    if re.search(r"\\text|\\infty|mod|\d_|\d \d", latex):  # of infinity the grammar makes numbers that are all equal
         return None
     if (number := as_fraction(latex)) is not None:
         return sympy.Rational(number.numerator, number.denominator)
+    latex = re.sub(r"\\gamma(?![a-zA-Z])", "g_{77}", latex)  # here a name; the grammar drops the prime of y'
+    latex = re.sub(r"([a-zA-Z])('+)", lambda m: f"{m[1]}_{{8{len(m[2])}}}", latex)
     latex = re.sub(r"\^\\circ(?![a-zA-Z])", r"\\cdot\\frac{\\pi}{180}", latex)
-    latex = re.sub(r"\\pi\(", r"\\pi\\cdot(", latex)  # pi is no function, and a decimal not binary
+    latex = re.sub(r"(?<=\\pi)\(", r"\\cdot(", latex)  # pi is no function
     latex = re.sub(
         r"(?<![\d.])(\d+)\.(\d{1,60})(?![\d.])", lambda m: f"\\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}", latex
     )
     try:
-        expression = latex2sympy(
-            normalize_latex(latex, _NORMAL), is_real=not is_complex, convert_degrees=False, normalization_config=None
-        )
+        grammar = _Grammar(is_real=not is_complex, config=ConversionConfig(lowercase_symbols=False))
+        expression = grammar.parse(normalize_latex(latex, _NORMAL))
+        if not isinstance(expression, sympy.Expr) or expression.has(sympy.zoo, sympy.nan, sympy.oo):
+            return None  # 1/0 is not 2/0
     except Exception:  # the grammar does not know it
-        return None
-    if not isinstance(expression, sympy.Expr):
         return None
     functions = {function: sympy.Symbol(str(function)) for function in expression.atoms(AppliedUndef)}
     return expression.xreplace(functions | ({sympy.Symbol("i", real=False): sympy.I} if is_complex else {}))
@@ -106,23 +116,10 @@ def _bits(node) -> float:
     return max((_bits(argument) for argument in node.args), default=2.0) + len(node.args)
 
 
-def distinguish(*texts: str) -> tuple[str, ...]:
-    r"""The texts with names apart that the grammar makes one: x and X, \delta and \Delta, y and y'; \gamma is one."""
-    renamed = []
-    for text in (re.sub(r"\^([a-zA-Z])", r"^{\1}", text) for text in texts):
-        text = re.sub(r"\\gamma(?![a-zA-Z])", "g_{77}", text)
-        text = re.sub(r"\\([A-Z])([a-z]+)(?![a-zA-Z])", r"\\\1\2_{66}", text)
-        renamed.append(re.sub(r"([a-zA-Z])('+)", lambda m: f"{m[1]}_{{8{len(m[2])}}}", text))
-    letters = set(re.sub(r"\\[a-zA-Z]+", " ", " ".join(renamed)))
-    both = "".join(letter for letter in letters if letter.isupper() and letter.lower() in letters) or "\0"
-    capital = re.compile(rf"(\\[a-zA-Z]+)|([{both}])(?:_\{{?(\w+)\}}?)?")
-    return tuple(capital.sub(lambda m: m[1] or f"{m[2]}_{{9{m[3] or ''}}}", text) for text in renamed)
-
-
 def same_expression(first: str, second: str) -> bool:
     """Whether two expressions in LaTeX are equal. A constant may be a decimal, rounded rightly, of enough digits."""
     is_complex = should_treat_as_complex(first) or should_treat_as_complex(second)
-    a, b = (parse(text, is_complex) for text in distinguish(first, second))
+    a, b = (parse(text, is_complex) for text in (first, second))
     if a is None or b is None:
         return False
     if a == b or not (is_tame(a) and is_tame(b)):
@@ -136,7 +133,7 @@ def same_expression(first: str, second: str) -> bool:
 
 def same_equation(first: tuple[str, ...], second: tuple[str, ...], is_order: bool = False) -> bool:
     """Whether two equations say the same: left less right is the same up to a factor, positive for an order."""
-    sides = [parse(text) for text in distinguish(*first, *second)]
+    sides = [parse(text) for text in (*first, *second)]
     if any(side is None or not is_tame(side) for side in sides):
         return False
     one, other = sides[0] - sides[1], sides[2] - sides[3]

@@ -6,7 +6,6 @@ is computed (tasks/answers/algebra.py). In doubt two answers differ: the policy 
 
 import logging
 import math
-from functools import lru_cache
 from operator import itemgetter
 
 from tasks.answers.algebra import as_fraction, parse, rounding_error, same_equation, same_expression
@@ -34,12 +33,7 @@ def is_equal(answer: str, reference: str) -> bool:
     given, wanted = squeeze(tidy(answer)), squeeze(tidy(reference))
     if not given or not wanted:
         return False
-    return given == wanted or any(same(a, r) for r in _read(reference) for a in read(answer))
-
-
-@lru_cache(4096)  # a group's responses share a reference
-def _read(reference: str) -> list[Value]:
-    return read(reference)
+    return given == wanted or any(same(a, r) for a in read(answer) for r in read(reference))
 
 
 def same(a: Value, b: Value) -> bool:
@@ -129,9 +123,8 @@ _RULES = [
     ("named", "row", lambda a, b: b.note == "()" and _in_order(_by_name(a), b)),
     ("named", "many", _in_order),
     ("equation", "equation", _equations),
-    ("equation", "many", lambda a, b: a.name is not None and same(read_value(a.parts[-1]), b)),
-    ("many", "any", lambda a, b: len(a.parts) == 1 and same(a.parts[0], b)),
     ("equation", "any", _equation_and_value),
+    ("many", "any", lambda a, b: len(a.parts) == 1 and same(a.parts[0], b)),
     ("quantity", "quantity", _quantities),
     ("quantity", "expression", _quantities),
     ("row", "row", lambda a, b: a.note == b.note and _in_order(a, b)),

@@ -18,10 +18,11 @@ _COMMANDS = (
 ).split()
 _UNICODE = str.maketrans(dict(zip(_CHARACTERS[::2], (f"{name} " for name in _CHARACTERS[1::2]), strict=True)))
 _SPELLED = dict(zip(_COMMANDS[::2], (f"{name} " for name in _COMMANDS[1::2]), strict=True))
+_OPERATORS = {"<=": "\\le ", "=<": "\\le ", ">=": "\\ge ", "!=": "\\ne ", "**": "^", "*": "\\cdot "}
 _SPELLED |= dict.fromkeys("displaystyle textstyle limits nolimits space".split(), " ")
 _RAISED, _LOWERED = (str.maketrans(digits, "0123456789-") for digits in ("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "₀₁₂₃₄₅₆₇₈₉₋"))
 _FONTS = "text|mbox|hbox|(?:math|text)(?:rm|bf|it|sf|tt|normal)|operatorname|boldsymbol|bold|bm"
-_NAMES = "alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|pi|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln"
+_NAMES = "alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|pi|log|ln|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc"
 _THOUSANDS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _ARGUMENT = r"\s*([0-9a-zA-Z]|\\[a-zA-Z]+)"
 _BRACED = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
@@ -34,11 +35,7 @@ _REWRITES = [
         (r"(?<=\d)(\{,\}|,?\\!|\\[,:; ]|,\{\}|\\text\{,\}|~| )\s*(?=\d{3}(?![\d/]))", ""),  # 11,\!090 and 1{,}008{,}016
         (r"(?<!\\)\\[,:;> ]|\\!|~|\\hspace\{[^{}]*\}", " "),  # 5,\,-11
         (r"\\([a-zA-Z]+)", lambda m: _SPELLED.get(m[1], m[0])),  # \tfrac{41}2 and 2 \times 10^{27}
-        (r"<=|=<", r"\\le "),
-        (r">=", r"\\ge "),
-        (r"!=", r"\\ne "),
-        (r"\*\*", "^"),
-        (r"\*", r"\\cdot "),
+        (r"<=|=<|>=|!=|\*\*|\*", lambda m: _OPERATORS[m[0]]),
         (r"\\mathrm\s*\{([dei])\}", r"\1"),  # 1 - \frac{1}{\mathrm{e}}
         (rf"\\({_FONTS})\s*\{{", r"\\text{"),  # 320000 \mbox{ acres}
         (r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}", lambda m: _repeating(*m.groups())),  # 0.1\overline{6}
@@ -48,10 +45,10 @@ _REWRITES = [
         (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ@", r"^\\circ "),  # 50^{\circ}
         (r"\^\s*\{\s*((?:\\prime\s*)+)\}", lambda m: "'" * m[1].count("p")),  # 0.003^{\prime \prime}
         (r"(?<!\\)%", r"\\%"),
-        (r"(?<![\\a-zA-Z])sqrt\s*(?=[({])", r"\\sqrt"),  # sqrt(2)
+        (r"(?<![\\a-zA-Z])sqrt(?=\s*[({])", r"\\sqrt"),  # sqrt(2)
         (r"(?<![\\a-zA-Z])(infinity|infty|inf|oo)@", r"\\infty "),  # (-oo, 3]
         (rf"(?<![\\a-zA-Z])({_NAMES})@", r"\\\1 "),  # 2*pi
-        (rf"(?<=\d)\s*(?:\\text\{{\s*)?({'|'.join(_THOUSANDS)})@(\s*\}})?", lambda m: _thousands(*m.groups(), m[0])),
+        (rf"(?<=\d)\s*(\\text\{{\s*)?({'|'.join(_THOUSANDS)})@(\s*\}})?", lambda m: _thousands(*m.groups())),
         (
             r"(?<![a-zA-Z\\_^{.\d])(\d+(?:\.\d+)?|\.\d+)\s*[eE]\s*([+-]?\d+)(?![\da-zA-Z.])",
             r"\1\\cdot 10^{\2}",
@@ -65,8 +62,7 @@ _REWRITES = [
         (r"\\sqrt\s*(\[[^\]]*\])?\s*(\d+|[a-zA-Z]|\\[a-zA-Z]+)", r"\\sqrt\1{\2}"),  # 11\sqrt2
         (rf"\\(frac|binom){_ARGUMENT}", r"\\\1{\2}"),  # \dfrac 3 8, \frac\pi 2
         (rf"(\\(?:frac|binom)\s*{_BRACED}){_ARGUMENT}", r"\1{\2}"),  # \frac{50}3
-        (r"\\frac\s*(?=\{)", r"\\frac"),  # \frac {40}7
-        (r"(?<![\w.}^{_)])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", lambda m: _mixed(*m.groups())),  # 1\frac{1}{2}
+        (r"(?<![\w.}^{_)])(\d+)\s*\\frac\s*\{(\d+)\}\{(\d+)\}", lambda m: _mixed(*m.groups())),  # 1\frac{1}{2}
         (r"(?<![\w.}^{_)/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w/])", lambda m: _mixed(*m.groups())),  # 2 1/3
     )
 ]
@@ -135,9 +131,9 @@ def _repeating(whole: str, digits: str, period: str) -> str:
     return f"\\frac{{{int(whole + digits + period) - int((whole + digits) or 0)}}}{{{below}}}"
 
 
-def _thousands(word: str, closed: str | None, text: str) -> str:
+def _thousands(opened: str | None, word: str, closed: str | None) -> str:
     r"""``3\text{ million}`` is 3000000, and ``3\text{ million dollars}`` so many dollars."""
-    return f"\\cdot 10^{{{_THOUSANDS[word]}}}" + ("\\text{" if "\\text" in text and not closed else "")
+    return f"\\cdot 10^{{{_THOUSANDS[word]}}}" + ("\\text{" if opened and not closed else "")
 
 
 def _mixed(whole: str, above: str, below: str) -> str:

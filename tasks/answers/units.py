@@ -5,29 +5,18 @@ from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
-_TABLE = """
-length: mm millimeter millimetre 1/1000, cm centimeter centimetre 1/100, m meter metre 1, km kilometer kilometre 1000,
-length: in inch inche 127/5000, ft foot feet 381/1250, yd yard 1143/1250, mi mile 201168/125
-time: s sec second 1, min minute 60, h hr hour 3600, day 86400, week 604800
-mass: mg milligram 1/1000, g gram 1, kg kilogram 1000
-money: cent ¢ 1/100, dollar usd buck 1
-energy: j joule 1, kj kilojoule 1000
-power: w watt 1, kw kilowatt 1000
-volume: ml milliliter 1/1000, l liter litre 1
-year: yr year 1
-ounce: oz ounce 1
-pound: lb pound 1
-degree: deg degree 1
-percent: percent percentage pct 1
-radian: rad radian 1
-current: ampere 1
-celsius: celsius c 1
-fahrenheit: fahrenheit f 1
-"""  # what is not here is measured by itself
+_TABLE = (  # what is not here is measured by itself
+    "length: mm millimeter millimetre 1/1000, cm centimeter centimetre 1/100, m meter metre 1, km kilometer 1000,"
+    "in inch inche 127/5000, ft foot feet 381/1250, yd yard 1143/1250, mi mile 201168/125;"
+    "time: s sec second 1, min minute 60, h hr hour 3600, day 86400, week 604800; money: cent ¢ 1/100, dollar 1;"
+    "mass: mg 1/1000, g gram 1, kg kilogram 1000; volume: ml milliliter 1/1000, l liter 1; year: yr year 1;"
+    "ounce: oz ounce 1; pound: lb pound 1; degree: deg degree 1; radian: rad radian 1; current: ampere 1;"
+    "celsius: c celsius 1; fahrenheit: f fahrenheit 1; percent: percent percentage pct 1"
+)
 _UNITS = {
-    name: (dimension, Fraction(entry.split()[-1]))
-    for dimension, _, entries in (line.partition(":") for line in _TABLE.strip().splitlines())
-    for entry in filter(str.strip, entries.split(","))
+    name: (dimension.strip(), Fraction(entry.split()[-1]))
+    for dimension, _, entries in (line.partition(":") for line in _TABLE.split(";"))
+    for entry in entries.split(",")
     for name in entry.split()[:-1]
 }
 _DIMENSIONS = {dimension for dimension, _ in _UNITS.values()}
@@ -41,7 +30,7 @@ class Unit(NamedTuple):
 
 
 def read_unit(text: str) -> Unit:
-    """A unit from its words. Example: ``read_unit("square cm")`` and ``read_unit("cm^2")`` are the same area."""
+    """A unit from its words; "square cm" and "cm^2" are the same."""
     for sign, name in (("\\%", " percent "), ("^\\circ", " degree "), ("''", " arcsecond ")):
         text = text.replace(sign, name)
     text = re.sub(r"[{}]|\\text|\\cdot|\\", " ", text)

@@ -3,6 +3,7 @@
 import itertools
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tasks.answers.text import closing, split_top, squeeze, tidy
 from tasks.answers.units import read_unit
@@ -54,6 +55,7 @@ _BETWEEN = (
     r"\s*[,;]\s*(?:\\text\{\s*(?:and|or)\s*\}|(?:and|or)\s)?|\s*\\text\{\s*,?\s*(?:and|or)\s*\}"
     r"|\s+(?:and|or)\s+|(?<=\))(?:and|or)(?=\()|\s*\\(?:lor|vee|land|wedge)(?![a-zA-Z])"
 )
+_MATRIX = r"(?P<kind>[pbBvV]?(?:small)?matrix|array)\}(?:\{[lcr| ]+\})?"
 _RELATION = r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z])|<|>"
 _TURNED = {">": "<", "\\ge": "\\le"}
 _NUMBER = r"-?(?:\d+(?:\.\d+)?(?:\\cdot ?10\^\{-?\d+\})?|\\frac\{\d+\}\{\d+\}|\(\d+\+\\frac\{\d+\}\{\d+\}\)|\d+/\d+)"
@@ -71,12 +73,13 @@ _UNITS = [
 ]
 
 
-def read(text: str) -> list[Value]:
+@lru_cache(4096)  # a group's responses share a reference
+def read(text: str) -> tuple[Value, ...]:
     """The readings of an answer as it was written, the likelier first."""
     text = tidy(text)
     if _THOUSANDS.search(text) and text[:1] not in "([" and not text.startswith("\\{"):
-        return [read_value(_THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)), read_value(text)]
-    return [read_value(text)]
+        return read_value(_THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)), read_value(text)
+    return (read_value(text),)
 
 
 def read_value(text: str) -> Value:
@@ -100,8 +103,8 @@ def _text(text: str) -> Value | None:
         return None
     if re.search(r"\d", whole[1]) and (inner := read_value(whole[1])).kind != "words":  # \text{13}
         return inner
-    items = [item for item in re.split(r"\s*[,;]\s*(?:and |or )?|\s+and\s+|\s+or\s+", whole[1]) if item.strip()]
-    if len(items) > 1 and ("," in whole[1] or all(len(item.strip()) <= 2 for item in items)):  # \text{A, D, F, G, H}
+    items = [item for item in re.split(_BETWEEN, whole[1]) if item.strip()]
+    if len(items) > 1:  # \text{A, D, F, G, H}
         return Value("many", tuple(map(_make_words, items)))
     return _make_words(whole[1])
 
@@ -115,10 +118,7 @@ def _make_words(text: str) -> Value:
 
 
 def _matrix(text: str) -> Value | None:
-    kinds = r"(?P<kind>[pbBvV]?(?:small)?matrix|array)"
-    found = re.fullmatch(
-        rf"[\[(]?\s*\\begin\{{{kinds}\}}(\{{[lcr| ]+\}})?(?P<body>.*)\\end\{{(?P=kind)\}}\s*[\])]?", text
-    )
+    found = re.fullmatch(rf"[\[(]?\s*\\begin\{{{_MATRIX}(?P<body>.*)\\end\{{(?P=kind)\}}\s*[\])]?", text)
     if found is None or "\\begin" in found["body"]:
         return None
     rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", found["body"]) if row.strip()]
@@ -161,10 +161,9 @@ def _plus_minus(text: str) -> Value | None:
 
 def _bracketed(text: str) -> Value | None:
     if text.startswith("\\{") and text.endswith("\\}"):
-        condition = split_top(text[2:-2], r"\||:")
-        if len(condition) == 2:  # \{x : x > 3\}
-            return read_value(condition[1])
-        value = read_value(text[2:-2])
+        if condition := re.match(r"\\?[a-zA-Z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]", inner := text[2:-2].strip()):
+            return read_value(inner[condition.end() :])  # \{x : x > 3\}
+        value = read_value(inner)
         return value if value.kind in ("many", "named") else Value("many", (value,))
     if member := re.fullmatch(r"\\?[a-zA-Z]\s*\\in(?![a-zA-Z])(.+)", text):
         return read_value(member[1])

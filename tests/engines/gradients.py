@@ -34,6 +34,7 @@ REJECTING = {
                    "is_batch_normalize": True},
     "normalised-tokens": {"objective": "icepop", "icepop_low": 0.9, "icepop_high": 1.1, "is_batch_normalize": True},
     "penalty": {"objective": "dppo-tv", "reject": ("geo",), "geo_low": 0.96, "geo_high": 1.04, "dppo_tau": 0.1},
+    "infinite": {"objective": "pg-seq-is", "reject": ("outlier",)},
     "everything": {"objective": "pg-seq-is", "reject": ("geo",), "geo_low": 2.0, "geo_high": 3.0,
                    "aggregation": "token-mean-sequence"},
 }  # fmt: skip
@@ -53,7 +54,8 @@ def choose(learner, case: str) -> dict:
     return chosen
 
 
-def batch_with_little_to_teach(learner):
+def batch_with_little_to_teach(learner, case: str = ""):
+    """Four responses have an advantage and are kept; in the case "infinite" the weight of one is beyond FP32."""
     batch = fixed_batch(16)
     generator = torch.Generator().manual_seed(1)
     noise = 0.1 * torch.randn(batch.mu_logp.shape, generator=generator)
@@ -61,6 +63,8 @@ def batch_with_little_to_teach(learner):
     batch.mu_logp = (log_pi + noise) * batch.response_mask  # near pi: a weight of e^40 would magnify FP32's rounding
     batch.advantages[torch.arange(len(batch)) % 16 > 4] = 0.0
     batch.kept[::7] = False
+    if case == "infinite":
+        batch.mu_logp[2, batch.response_mask[2].int().argmax()] -= 95.0
     return batch
 
 
@@ -100,14 +104,14 @@ def report(learner, case: str) -> tuple[dict[str, float], torch.Tensor]:
     options, made = choose(learner, case), {}
     for on_all in (True, False):
         learner.config.training.train_on_all = on_all
-        made[on_all] = gradient_of(learner, batch_with_little_to_teach(learner))
+        made[on_all] = gradient_of(learner, batch_with_little_to_teach(learner, case))
     (whole, _, measured), (part, statistics, also_measured) = made[True], made[False]
     assert measured == also_measured, "the mismatch is of all responses in both cases"
     told = {name: value for name, value in statistics.items() if name.startswith("objective/rejected_")}
     told |= {"share": statistics["train/trained_share"], "norm": whole.norm().item()}
     told["apart"] = ((whole - part).norm() / whole.norm().clamp(min=1e-9)).item()
     if learner.processes.world_size == 1:
-        by_hand = gradient_by_hand(learner, batch_with_little_to_teach(learner), options)
+        by_hand = gradient_by_hand(learner, batch_with_little_to_teach(learner, case), options)
         told["from_by_hand"] = ((whole - by_hand).norm() / by_hand.norm().clamp(min=1e-9)).item()
     return told, part.float()
 
