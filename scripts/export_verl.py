@@ -225,6 +225,8 @@ def differences(config: Config) -> list[str]:
         lines.append("the loss scale doubles after 400 updates without an overflow (train.py: --loss-scale-window)")
     if config.objective.log_weight_clamp == 0:
         lines.append("the logarithm of an importance weight is kept within +-20 (train.py: as it is)")
+    if config.objective.reject:
+        lines.append("--reject sees a token's log ratio within +-20 (train.py: as it is)")
     if config.objective.advantage == "group-std":
         lines.append("the group's spread + 1e-6 divides the advantage (train.py: + 1e-8)")
     if config.training.weight_decay:

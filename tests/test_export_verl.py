@@ -41,6 +41,9 @@ def of(*arguments):
     return overrides(parse([*base, *arguments]), 1, 8)
 
 
+NEEDED = {"sapo": ["--aggregation=token-mean-sequence"], "gmpo": ["--micro-batch-size=16"]}
+
+
 @pytest.fixture
 def no_hub(monkeypatch):
     monkeypatch.setattr(config_file, "read_model_config", lambda config: MODELS[config.model.model])
@@ -114,7 +117,7 @@ def test_adapters_are_told(no_hub):
 def test_every_objective_has_a_place(no_hub):
     seen = set()
     for name in EXPORTED:
-        made = of(f"--objective={name}")
+        made = of(f"--objective={name}", *NEEDED.get(name, []))
         bypass = made["algorithm.rollout_correction.bypass_mode"]
         assert bypass == (not OBJECTIVES[name].needs_pi_old)
         told_to_the_loss = "+actor_rollout_ref.actor.policy_loss.rollout_correction.rollout_is" in made
@@ -123,14 +126,31 @@ def test_every_objective_has_a_place(no_hub):
     assert len(seen) == len(EXPORTED), "two objectives became the same"
 
 
-@pytest.mark.parametrize(
-    "options",
-    [*([f"--objective={name}"] for name in OBJECTIVES if name not in EXPORTED), ["--reject=geo"],
-     ["--is-batch-normalize=True"], ["--objective=dppo-tv", "--dppo-tau=0.001"]],
-)  # fmt: skip
-def test_what_is_not_exported_is_not_left_out_in_silence(no_hub, options):
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in EXPORTED])
+def test_what_is_not_exported_is_not_left_out_in_silence(no_hub, name):
     with pytest.raises(UsageError, match="not exported"):
-        of(*options)
+        of(f"--objective={name}")
+
+
+def test_bands_of_rejections_are_on_the_reciprocal(no_hub):
+    """VeRL's k1 is log mu - log pi."""
+    told = lambda made, where: (made[f"{where}.rollout_rs"], made[f"{where}.rollout_rs_threshold"])
+    trainer, loss = "algorithm.rollout_correction", "+actor_rollout_ref.actor.policy_loss.rollout_correction"
+    rules = ["--reject", "geo", "k3", "icepop", "max-token", "--geo-low=0.8", "--geo-high=1.6"]
+    names = "seq_mean_k1,seq_mean_k3,token_k1,seq_max_k2"
+    for name in ("pg-seq-is", "reinforce", "grpo-bypass", "grpo-token-tis"):
+        made = of(f"--objective={name}", *rules)
+        assert told(made, trainer) == (names, "0.625_1.25,0.01,0.2_2.0,2.5")
+        if not OBJECTIVES[name].needs_pi_old:
+            assert told(made, loss) == told(made, trainer)
+            assert made["actor_rollout_ref.actor.policy_loss.loss_mode"] == "bypass_mode"
+    assert made["algorithm.rollout_correction.rollout_is_threshold"] == 2.0, "the rejection's band is not the weight's"
+    assert told(of(), trainer) == (None, None)
+
+
+def test_weights_are_divided_by_their_mean_where_verl_means_the_same_mean(no_hub):
+    made = of("--objective=grpo-seq-tis", "--is-batch-normalize=True")
+    assert made["algorithm.rollout_correction.rollout_is_batch_normalize"] is True
 
 
 @pytest.mark.parametrize(
@@ -162,6 +182,21 @@ def test_micro_batches_are_cut_as_here(no_hub):
         (["--lm-head-fp32=True"], "leave --lm-head-fp32 out"),
         (["--loss-scale=8"], "leave out those of loss scaling"),
         (["--log-weight-clamp=5"], "--log-weight-clamp takes 20 or 0"),
+        (["--objective=dppo-tv", "--dppo-tau=0.001"], "add --dppo-tau 0"),
+        (["--objective=dppo-kl", "--recipe=prime-rl"], "add --dppo-tau 0"),
+        (["--objective=sapo"], "add --aggregation token-mean-sequence"),
+        (["--objective=gmpo", "--aggregation=token-mean-batch"], "add --aggregation token-mean-sequence"),
+        (["--objective=gmpo"], "add --micro-batch-size 16"),
+        (["--objective=gmpo", "--micro-batch-size=8"], "add --micro-batch-size 16"),
+        (["--objective=pg-seq-tis", "--is-batch-normalize=True"], "leave --is-batch-normalize out"),
+        (["--reject", "geo", "veto", "m2po"], "no --reject veto m2po; it takes geo, icepop, k3, max-token"),
+        (["--reject", "outlier"], "no --reject outlier"),
+        (["--reject", "opsm", "kpop"], "no --reject opsm kpop"),
+        (["--objective=gspo-bypass", "--reject=geo"], "leave --reject out"),
+        (["--objective=dppo-tv", "--reject=geo"], "leave --reject out"),
+        (["--objective=grpo", "--reject=geo", "--beta=0.01"], "leave --beta out"),
+        (["--objective=gspo", "--aggregation=token-mean-batch", "--reject=icepop"], "in their response's length"),
+        (["--reject=icepop", "--aggregation=token-mean-sequence"], "in their response's length"),
         (["--num-samples=3", "--train-batch-size=64"], "a multiple of 3"),
         (["--rollout-batch-size=9", "--num-samples=4", "--train-batch-size=36"], "among 8 GPUs"),
     ],
@@ -187,7 +222,8 @@ def test_verl_itself_takes_the_export(model, tmp_path):
     folders = [
         export(model, tmp_path / "plain", "--objective=grpo-seq-mis", "--dtype=fp16"),
         export(model, tmp_path / "dapo", "--objective=grpo", "--dtype=bf16", "--dynamic-sampling=True",
-               "--overlong-buffer=8", "--dual-clip=10", "--lr-scheduler=constant_with_warmup"),
+               "--reject", "geo", "icepop", "--overlong-buffer=8", "--dual-clip=10",
+               "--lr-scheduler=constant_with_warmup"),
     ]  # fmt: skip
     run = subprocess.run([os.environ["VERL_PYTHON"], str(ROOT / "tests" / "verl_check.py"), *map(str, folders)],
                          cwd=tmp_path, env=os.environ | {"FP16_RL": str(ROOT)}, capture_output=True, text=True,

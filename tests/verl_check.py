@@ -2,8 +2,8 @@
 
 For each folder that scripts/export_verl.py wrote: run.sh's own words are composed with verl's configuration, validated
 and turned into its dataclasses; the parquet files pass through its dataset, the reward through its reward manager. Then
-every objective's gradient and every advantage is compared with what verl's functions give under the exported
-configuration. No GPU and no vLLM is needed; nothing is trained. It is run by tests/test_export_verl.py.
+every objective's gradient, with rejections too, and every advantage is compared with what verl's functions give under
+the exported configuration. No GPU and no vLLM is needed; nothing is trained. It is run by tests/test_export_verl.py.
 """
 
 import asyncio
@@ -33,10 +33,11 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.torch_dtypes import PrecisionType
 
 from learners.command_line import parse
-from learners.objectives import OBJECTIVES, PolicyBatch
+from learners.objectives import OBJECTIVES, REJECTIONS, Compared, PolicyBatch
 from learners.objectives.advantages import ADVANTAGES
 from learners.objectives.aggregation import UpdateCounts, aggregate
-from scripts.parts.verl_overrides import EXPORTED, as_override, overrides
+from learners.objectives.weights import importance_weight, limits_of
+from scripts.parts.verl_overrides import EXPORTED, POLICY_GRADIENTS, SURROGATES, as_override, overrides
 
 THOUGHT = "<think>\n so </think> hence "  # what some templates want before the answer
 CONFIGS = Path(verl.__file__).parent / "trainer" / "config"
@@ -134,18 +135,29 @@ def random_batch(seed: int, apart: float) -> dict[str, torch.Tensor]:
     }
 
 
-def our_gradient(config, batch) -> tuple[torch.Tensor, torch.Tensor]:
+def our_gradient(config, batch) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """And the share of the tokens that is rejected. As learners/update/updater.py does it."""
     logp = batch["logp"].clone().requires_grad_()
     made = OBJECTIVES[config.objective.objective]
     advantages = ADVANTAGES[config.objective.advantage](batch["rewards"], GROUP)
     old = batch["old"] if made.needs_pi_old else None
-    loss, _ = made(PolicyBatch(logp, batch["mu"], advantages, batch["mask"], old),
-                   **{name: getattr(config.objective, name) for name in made.thresholds})  # fmt: skip
+    thresholds = {name: getattr(config.objective, name) for name in made.thresholds}
+    policy = PolicyBatch(logp, batch["mu"], advantages, batch["mask"], old)
+    loss, _ = made(policy, **thresholds)
+    if config.objective.is_batch_normalize:
+        log_weight = policy.log_ratio(old, batch["mu"], made.weighs)
+        weight, _ = importance_weight(made.weighs, log_weight, **limits_of(thresholds))
+        loss = loss / (weight[batch["mask"]] if made.weighs == "token" else weight).mean()
+    keep = batch["mask"]
+    compared = Compared(logp.detach() if old is None else old, batch["mu"], batch["mask"], advantages)
+    for rejection in (REJECTIONS[name] for name in config.objective.reject):
+        keep = keep & rejection(compared, **{name: getattr(config.objective, name) for name in rejection.thresholds})
+    loss = loss.where(keep, loss.new_zeros(()))
     counts = UpdateCounts(RESPONSES, RESPONSES, batch["mask"].sum().item(), config.sampling.generate_max_length)
     aggregate(
         loss, batch["mask"], torch.ones(RESPONSES, dtype=torch.bool), config.objective.aggregation, counts
     ).backward()
-    return logp.grad, advantages
+    return logp.grad, advantages, 1 - (keep.sum() / batch["mask"].sum()).item()
 
 
 def verls_gradient(config: DictConfig, batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,24 +191,31 @@ def verls_gradient(config: DictConfig, batch) -> tuple[torch.Tensor, torch.Tenso
     return logp.grad, advantages
 
 
+def mean_of(objective: str) -> list[str]:
+    """The aggregation that VeRL has for it alone."""
+    return ["--aggregation=token-mean-sequence"] * (objective in ("gmpo", "sapo"))
+
+
 def check_objective(*options: str) -> None:
     config = parse(["--task=math", "--data=x", "--prompt-template=qwen_math", "--prompt-max-length=32",
                     "--lr-scheduler=constant", "--num-samples=4", f"--model={MODEL}", "--generate-max-length=24",
-                    *options])  # fmt: skip
+                    "--train-batch-size=128", "--micro-batch-size=128", *options])  # fmt: skip
     words = [as_override(key, value) for key, value in overrides(config, 1, 1).items()]
     theirs = composed(words)
-    largest = 0.0
+    largest, rejected = 0.0, []
     for apart in (0.01, 0.3, 1.5):
         for seed in range(4):
             batch = random_batch(seed, apart)
-            expected, advantages = our_gradient(config, batch)
+            expected, advantages, share = our_gradient(config, batch)
             gradient, their_advantages = verls_gradient(theirs, batch)
             inside = batch["mask"]
             torch.testing.assert_close(their_advantages[inside], advantages[:, None].expand_as(inside)[inside],
                                        atol=1e-5, rtol=1e-5)  # fmt: skip
             torch.testing.assert_close(gradient[inside], expected[inside], atol=1e-8, rtol=2e-5)
             largest = max(largest, expected[inside].abs().max().item())
+            rejected.append(share)
     assert largest > 1e-4, "the gradients are all next to nothing, so their equality shows nothing"
+    assert not config.objective.reject or any(0 < share < 1 for share in rejected), "all or nothing was rejected"
     print(f"{' '.join(options)}: the same advantages and gradients")
 
 
@@ -207,9 +226,17 @@ if __name__ == "__main__":
         check_folder(Path(name))
     for objective in EXPORTED:
         for recipe in ("oat", "verl"):
-            check_objective(f"--objective={objective}", f"--recipe={recipe}")
+            check_objective(f"--objective={objective}", f"--recipe={recipe}", *mean_of(objective))
     for aggregation in ("token-mean-batch", "token-mean-sequence", "token-sum-constant"):
         for advantage in ADVANTAGES:
             check_objective(f"--aggregation={aggregation}", f"--advantage={advantage}", "--objective=grpo-seq-mis")
     check_objective("--objective=grpo", "--dual-clip=3", "--clip-high=0.28")
+    by_response = "--reject geo k3 max-token --geo-low 0.7 --geo-high 1.9 --k3-cap 0.5".split()
+    both = ["--reject", "max-token", "icepop", "--icepop-low", "0.6", "--icepop-high", "3"]
+    for name in (*POLICY_GRADIENTS, *SURROGATES, "gspo", "gmpo", "sapo", "cispo"):
+        check_objective(f"--objective={name}", *mean_of(name), *by_response)
+        if name not in ("gspo", "gmpo", "sapo"):
+            check_objective(f"--objective={name}", "--aggregation=token-mean-batch", *both)
+        if OBJECTIVES[name].weighs and OBJECTIVES[name].needs_pi_old:
+            check_objective(f"--objective={name}", "--is-batch-normalize=True", "--reject=k3", "--k3-cap=0.5")
     print("verl agrees")

@@ -21,15 +21,17 @@ RECIPES: dict[str, dict[str, float | str]] = {
     | {"tis_cap": 3.0, "mis_cap": 3.0, "icepop_high": 3.0, "sapo.aggregation": "token-mean-sequence"},
     # PrimeIntellect-ai/prime-rl, 08-21: packages/prime-rl-configs/.../trainer.py, src/prime_rl/trainer/rl/loss.py
     "prime-rl": {"dppo-tv.dppo_delta": 0.2, "dppo_tau": 1e-3, "aggregation": "token-mean-batch"},
-    # NovaSky-AI/SkyRL, 08-21: skyrl/train/config/config.py, .../utils/off_policy_correction_utils.py
+    # NovaSky-AI/SkyRL, 08-21: skyrl/train/config/config.py, docs/content/docs/algorithms/off_policy_correction.mdx
     "skyrl": GROUP_STD
     | CLIP
-    | {"pg-seq-tis.tis_cap": 5.0, "grpo-seq-tis.tis_cap": 5.0, "log_weight_clamp": 20.0, "dppo-tv.dppo_delta": 0.2}
-    | {"pg-token-tis.tis_cap": 2.0, "grpo-token-tis.tis_cap": 2.0, "geo_low": 0.99, "geo_high": 1.01},
+    | {"pg-seq-tis.tis_cap": 5.0, "grpo-seq-tis.tis_cap": 5.0, "log_weight_clamp": 20.0, "icepop_high": 2.0}
+    | {"pg-token-tis.tis_cap": 2.0, "grpo-token-tis.tis_cap": 2.0, "geo_low": 0.99, "geo_high": 1.01}
+    | {"dppo-tv.dppo_delta": 0.2},
     # THUDM/slime, 08-21: slime/utils/arguments.py, examples/train_infer_mismatch_helper/mis.py, mis.yaml
     "slime": GROUP_STD
     | CLIP
-    | {"aggregation": "token-mean-sequence", "tis_cap": 2.0, "opsm_delta": 1e-4, "geo_low": 0.9999, "geo_high": 1.0001},
+    | {"aggregation": "token-mean-sequence", "tis_cap": 2.0, "icepop_high": 2.0, "opsm_delta": 1e-4}
+    | {"geo_low": 0.9999, "geo_high": 1.0001},
     # NVIDIA-NeMo/RL, 08-22: examples/configs/grpo_math_1B.yaml, recipes, nemo_rl/algorithms/loss/loss_functions.py
     "nemo-rl": GROUP_STD | CLIP | {"tis_cap": 2.0, "geo_high": 1.002},
     # AReaL, 08-22: areal/api/cli_args.py, examples/math/gsm8k_*.yaml, areal/utils/functional/functional.py

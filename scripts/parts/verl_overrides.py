@@ -39,7 +39,8 @@ SURROGATES = {
     "grpo-seq-mis": "sequence",
     "icepop": "token",
 }
-OWN_LOSS = {"gspo": "gspo", "cispo": "cispo", "dppo-tv": "dppo_tv", "dppo-kl": "dppo_kl"}
+OWN_LOSS = {"gspo": "gspo", "gspo-bypass": "gspo", "gmpo": "geo_mean", "sapo": "sapo", "cispo": "cispo",
+            "dppo-tv": "dppo_tv", "dppo-kl": "dppo_kl"}  # fmt: skip
 EXPORTED = (*POLICY_GRADIENTS, *SURROGATES, *OWN_LOSS)
 
 ADVANTAGES = {"group-mean": ("grpo", False), "group-std": ("grpo", True), "leave-one-out": ("rloo", False)}
@@ -47,6 +48,13 @@ AGGREGATIONS = {
     "token-sum-constant": "seq-mean-token-sum-norm",
     "token-mean-sequence": "seq-mean-token-mean",
     "token-mean-batch": "token-mean",
+}
+# What VeRL calls rollout_rs, and the thresholds here, by rejection. VeRL's k1 is -log w, so its bands are on 1 / w.
+REJECTIONS = {
+    "geo": ("seq_mean_k1", "geo_low", "geo_high"),
+    "icepop": ("token_k1", "icepop_low", "icepop_high"),
+    "k3": ("seq_mean_k3", "k3_cap"),
+    "max-token": ("seq_max_k2", "token_k2_cap"),
 }
 PLAIN_WORD = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z][a-z0-9_-]*", re.IGNORECASE)
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
@@ -129,12 +137,48 @@ def refuse_what_verl_lacks(config: Config, devices: int) -> None:
         f"--objective {objective.objective} is not exported; VeRL gets one of {', '.join(EXPORTED)}.",
     )
     require(
-        not objective.reject and not objective.is_batch_normalize and not objective.dppo_tau,
-        "--reject, --is-batch-normalize and --dppo-tau are not exported; leave them out, and set VeRL's own by hand.",
-    )
-    require(
         (objective.log_weight_clamp or 0) in (0, 20),
         "VeRL keeps the logarithm of an importance weight within +-20; --log-weight-clamp takes 20 or 0 there.",
+    )
+    _refuse_of_the_loss(config, devices)
+
+
+def _refuse_of_the_loss(config: Config, devices: int) -> None:
+    """What VeRL would take and make something else of: as `refuse_what_verl_lacks`."""
+    options, name, training = config.objective, config.objective.objective, config.training
+    two_policies, by_response = not OBJECTIVES[name].needs_pi_old, options.aggregation == "token-mean-sequence"
+    require(not options.dppo_tau, "VeRL's DPPO adds no penalty to the loss; add --dppo-tau 0.")
+    require(
+        by_response or name not in ("gmpo", "sapo"),
+        f"VeRL averages {name} over responses, whatever it is told; add --aggregation token-mean-sequence.",
+    )
+    whole = training.train_batch_size // devices
+    require(
+        name != "gmpo" or training.micro_batch_size == whole,
+        "VeRL weighs each micro-batch of gmpo like a whole update, so that an update must be one of them; "
+        f"add --micro-batch-size {whole}, or choose another --train-batch-size.",
+    )
+    require(
+        not (options.is_batch_normalize and two_policies),
+        f"VeRL divides the weights of {name} by their mean over a micro-batch, not over the step; leave "
+        "--is-batch-normalize out.",
+    )
+    if not options.reject:
+        return
+    lacking = [made for made in options.reject if made not in REJECTIONS]
+    require(not lacking, f"VeRL has no --reject {' '.join(lacking)}; it takes {', '.join(REJECTIONS)}.")
+    require(
+        not (two_policies and name in OWN_LOSS),
+        f"VeRL rejects nothing where {name} takes the sampler for pi_old; leave --reject out.",
+    )
+    require(
+        two_policies or options.beta == 0,
+        f"With {name} VeRL leaves what is rejected out of the divergence from the reference, too; leave --beta out.",
+    )
+    require(
+        "icepop" not in options.reject or not (by_response or name == "gspo"),
+        "VeRL does not count the tokens that --reject icepop rejects in their response's length, which this "
+        "--objective or --aggregation divides by; choose another.",
     )
 
 
@@ -185,22 +229,26 @@ def _objective(config: Config) -> dict[str, object]:
     # does not hand the correction to the loss, so that it is said twice: for the trainer and for the loss.
     two_policies = not OBJECTIVES[name].needs_pi_old
     level = POLICY_GRADIENTS.get(name, SURROGATES.get(name))
+    rejections, thresholds = _rejections(config)
     correction = {
         "bypass_mode": two_policies,
         "loss_type": "reinforce" if name in POLICY_GRADIENTS else "ppo_clip",
         "rollout_is": level,
         "rollout_is_threshold": _threshold(config) if level else OFF,
-        "rollout_rs": None,
-        "rollout_is_batch_normalize": False,
+        "rollout_rs": rejections,
+        "rollout_rs_threshold": thresholds,
+        "rollout_is_batch_normalize": options.is_batch_normalize,
     }
     made |= {f"algorithm.rollout_correction.{key}": value for key, value in correction.items()}
-    if name in POLICY_GRADIENTS:
-        made[f"{actor}.policy_loss.loss_mode"] = "bypass_mode"
+    loss_mode = OWN_LOSS.get(name, "bypass_mode" if two_policies else "vanilla")
+    made[f"{actor}.policy_loss.loss_mode"] = loss_mode
+    if loss_mode == "bypass_mode":
         made |= {f"+{actor}.policy_loss.rollout_correction.{key}": value for key, value in correction.items()}
-    else:
+    if name == "sapo":
+        made |= {f"{actor}.tau_pos": options.sapo_tau_positive, f"{actor}.tau_neg": options.sapo_tau_negative}
+    elif name not in POLICY_GRADIENTS:
         low, high = (options.dppo_delta,) * 2 if options.dppo_delta else (options.clip_low, options.clip_high)
         made |= {
-            f"{actor}.policy_loss.loss_mode": OWN_LOSS.get(name, "vanilla"),
             f"{actor}.clip_ratio": high,
             f"{actor}.clip_ratio_low": low,
             f"{actor}.clip_ratio_high": high,
@@ -209,10 +257,18 @@ def _objective(config: Config) -> dict[str, object]:
     return made
 
 
+def _rejections(config: Config) -> tuple[str | None, str | None]:
+    """VeRL's names of what rejects, and their thresholds in the same order: "low_high" on 1 / w, or a cap."""
+    made = [REJECTIONS[rejection] for rejection in config.objective.reject]
+    values = [[getattr(config.objective, threshold) for threshold in thresholds] for _, *thresholds in made]
+    specs = [f"{1 / value[1]!r}_{1 / value[0]!r}" if len(value) == 2 else repr(value[0]) for value in values]
+    return ",".join(mode for mode, *_ in made) or None, ",".join(specs) or None
+
+
 def _threshold(config: Config) -> float | str:
     """A number truncates the weight; "low_high" sets it to 0 outside the band, which is masking."""
     options = config.objective
-    if options.icepop_high is not None:
+    if config.objective.objective == "icepop":
         return f"{options.icepop_low}_{options.icepop_high}"
     if options.mis_cap is not None:
         return f"{NEARLY_ZERO}_{options.mis_cap}"
