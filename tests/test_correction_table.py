@@ -160,7 +160,7 @@ def test_half_of_the_sample_is_gone_where_the_curve_crosses_one_half():
 
 
 def test_equal_results_share_a_row():
-    """All have one result but for GRPO under one recipe and all of k3's: that leaves the name with its other recipes."""
+    """All have one result but for k3 and for GRPO under one recipe: the others' row has GRPO's other recipes."""
     alone = next(c for c in CORRECTIONS.values() if c.name == "grpo" and len(c.recipes) < len(RECIPES))
     left = {label: 0.5 if c is alone else 0.3 if c.name == "k3" else 0.9 for label, c in CORRECTIONS.items()}
     rows = merged({label: {"fp16": [{"length": 1, "left": value}]} for label, value in left.items()})
