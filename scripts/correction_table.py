@@ -197,7 +197,8 @@ def number(point: dict, key: str, times: float = 100, unit: str = "%") -> str:
     if point[key] is None:
         return "-"
     value, error = (times * point.get(name, 0.0) for name in (key, f"{key}_error"))
-    return (f"{value:.3g}{unit}" if value > 1e-9 else "0") + (f" ± {error:.2g}" if error else "")
+    shown, spread = (f"{float(f'{x:.{digits}g}'):,g}" for x, digits in ((value, 3), (error, 2)))
+    return (f"{shown}{unit}" if value > 1e-9 else "0") + (f" ± {spread}" if error else "")
 
 
 def toy_rows(points: list[dict], lengths: list[int]) -> list[str]:
