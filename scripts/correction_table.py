@@ -11,7 +11,6 @@ import json
 import sys
 import textwrap
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,29 +138,33 @@ def padded(responses: list, length: int):
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def name_of(label: str) -> str:
-    """``reject geo`` for ``reject geo geo_low=0.99 geo_high=1.01 (skyrl)``."""
-    return " ".join(label.split()[: 2 if label.startswith("reject ") else 1])
+@dataclass
+class Row:
+    """Corrections whose results are equal, those of one name as one."""
+
+    corrections: list
+    by_dtype: dict[str, list[dict]]
+
+    @property
+    def label(self) -> str:
+        return "; ".join(correction.label for correction in self.corrections)
 
 
-def merged(results: Results) -> Results:
-    """Those whose results are equal under one label, "a; b"; where these are all of a name, it stands there alone."""
-    groups: list[tuple[list[str], np.ndarray]] = []
-    for label, by_dtype in results.items():
-        values = np.array([v for points in by_dtype.values() for p in points for v in p.values()], dtype=float)
-        for labels, others in groups:
+def merged(results: Results) -> list[Row]:
+    """Equal results, to 1e-4, in one row."""
+    from scripts.parts.corrections import catalogue, united
+
+    groups: list[tuple[list, np.ndarray]] = []
+    for correction in catalogue():
+        points = (point for of_dtype in results[correction.label].values() for point in of_dtype)
+        values = np.array([value for point in points for value in point.values()], dtype=float)
+        for members, others in groups:
             if np.allclose(values, others, rtol=1e-4, atol=1e-4, equal_nan=True):
-                labels.append(label)
+                members.append(correction)
                 break
         else:
-            groups.append(([label], values))
-    variants = Counter(map(name_of, results))
-    whole: Results = {}
-    for labels, _ in groups:
-        here = Counter(map(name_of, labels))
-        shown = [name_of(label) if here[name_of(label)] == variants[name_of(label)] else label for label in labels]
-        whole["; ".join(dict.fromkeys(shown))] = results[labels[0]]
-    return whole
+            groups.append(([correction], values))
+    return [Row(united(members), results[members[0].label]) for members, _ in groups]
 
 
 def half_gone(points: list[dict]) -> tuple[list[tuple[str, float]], str]:
@@ -194,7 +197,8 @@ def number(point: dict, key: str, times: float = 100, unit: str = "%") -> str:
     if point[key] is None:
         return "-"
     value, error = (times * point.get(name, 0.0) for name in (key, f"{key}_error"))
-    return (f"{value:.3g}{unit}" if value > 1e-9 else "0") + (f" ± {error:.2g}" if error else "")
+    shown, spread = (f"{float(f'{x:.{digits}g}'):,g}" for x, digits in ((value, 3), (error, 2)))
+    return (f"{shown}{unit}" if value > 1e-9 else "0") + (f" ± {spread}" if error else "")
 
 
 def toy_rows(points: list[dict], lengths: list[int]) -> list[str]:
@@ -214,19 +218,21 @@ def response_rows(points: list[dict]) -> list[str]:
     return [*(f"{100 * share:.3g}%" for share in shares), number(whole, "left"), half_text(points)]
 
 
-def tables(results: Results, of_toy: bool) -> dict[str, tuple[list[str], list[list[str]]]]:
+def tables(results: list[Row], of_toy: bool) -> dict[str, tuple[list[str], list[list[str]]]]:
     """By dtype: header and rows."""
     made = {}
-    for dtype in next(iter(results.values())):
+    for dtype, first in results[0].by_dtype.items():
         if of_toy:
-            known = [p["length"] for p in next(iter(results.values()))[dtype]]
+            known = [p["length"] for p in first]
             lengths = sorted({ENUMERATED[-1], *(n for n in (512,) if n in known), known[-1]})
             names = ("left", "bias", "angle", "variance")
             header = ["half is gone", *(f"{name}, {n} tokens" for name in names for n in lengths)]
         else:
             header = ["responses dropped", "tokens dropped", "limited", "left", "half is gone"]
-        rows = [[k, *(toy_rows(v[dtype], lengths) if of_toy else response_rows(v[dtype]))] for k, v in results.items()]
-        made[dtype] = ["correction", *header], rows
+        columns = [
+            toy_rows(r.by_dtype[dtype], lengths) if of_toy else response_rows(r.by_dtype[dtype]) for r in results
+        ]
+        made[dtype] = ["correction", *header], [[r.label, *c] for r, c in zip(results, columns, strict=True)]
     return made
 
 
@@ -251,35 +257,38 @@ def show(made: dict, columns: int) -> None:
         Console(width=120).print(table)
 
 
-def draw(results: Results, of_what: str):
+def draw(rows: list[Row], of_what: str):
     """The sample that is left against the length: a panel for each correction that ever loses more than a twentieth."""
     from scripts.parts import style
     from scripts.parts.style import pyplot
 
-    curves = {k: {d: [p for p in points if p["length"]] for d, points in v.items()} for k, v in results.items()}
-    panels: dict[str, list[str]] = {}
-    for label, by_dtype in curves.items():
-        if min(p["left"] for points in by_dtype.values() for p in points) < 0.95:
-            panels.setdefault(name_of(label.split(";")[0]), []).append(label)
-    rows = -(-len(panels) // 4)
-    made, axes = style.figure(rows, 4, (11, 2.4 * rows + 0.9), sharex=True, sharey=True)
-    for axis, labels in zip(axes.flat, panels.values(), strict=False):
+    curve = lambda row, dtype: [p for p in row.by_dtype[dtype] if p["length"]]
+    loses = [row for row in rows if min(p["left"] for d in row.by_dtype for p in curve(row, d)) < 0.95]
+    panels: dict[str, list[Row]] = {}
+    for row in loses:
+        panels.setdefault(row.corrections[0].title, []).append(row)
+    height = -(-len(panels) // 4)
+    made, axes = style.figure(height, 4, (12, 2.9 * height + 0.9), sharex=True, sharey=True)
+    for axis, members in zip(axes.flat, panels.values(), strict=False):
         axis.axhline(0.5, color="#9a9a9a", linewidth=0.8)
-        for color, label in zip(style.PALETTE * 3, labels, strict=False):
-            for dtype, points in curves[label].items():
+        names = ", ".join(dict.fromkeys(c.title for row in members for c in row.corrections))
+        heading = [(line, "black") for line in textwrap.wrap(names, 46, break_on_hyphens=False)]
+        for i, (row, color) in enumerate(zip(members, style.PALETTE * 3, strict=False)):
+            heading += [(x, color) for x in textwrap.wrap(row.corrections[0].variant, 50, break_on_hyphens=False)]
+            for dtype in row.by_dtype:
+                points = curve(row, dtype)
                 x, y, error = (np.array([p[key] for p in points]) for key in ("length", "left", "left_error"))
                 axis.plot(x, y, style.LINES[dtype], color=color)
                 axis.fill_between(x, y - error, y + error, color=color, alpha=0.2, linewidth=0)
                 for _, place in half_gone(points)[0]:
                     axis.plot(place, 0.5, "o", color=color, markersize=4)
-                    axis.annotate(f"{place:,g}", (place, 0.5), (7, 4), textcoords="offset points", fontsize=7.5)
+                    at = {"xytext": (6, 3 + 9 * i), "textcoords": "offset points"}
+                    axis.annotate(f"{place:,g}", (place, 0.5), **at, fontsize=7.5, color=color)
         axis.set(xscale="log", ylim=(0, 1.04), xticks=[8**i for i in range(5)])
         axis.set_xticklabels([f"{8**i:,}" for i in range(5)])
         axis.tick_params(labelbottom=True)
         axis.minorticks_off()
-        lines = [(line, color) for label, color in zip(labels, style.PALETTE * 3, strict=False)
-                 for line in textwrap.wrap(label, 48, break_on_hyphens=False)]  # fmt: skip
-        for i, (line, color) in enumerate(reversed(lines)):
+        for i, (line, color) in enumerate(reversed(heading)):
             axis.annotate(line, (0, 1), (0, 4 + 10 * i), "axes fraction", "offset points", fontsize=7.5, color=color)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
@@ -288,9 +297,8 @@ def draw(results: Results, of_what: str):
     made.legend(handles=keys, loc="outside upper right", ncols=3)
     title = f"The share of the sample that each correction leaves, by response length: {of_what}"
     made.suptitle(title, x=0.01, horizontalalignment="left")
-    shown = {label for labels in panels.values() for label in labels}
-    others = "never below 0.95: " + "; ".join(label for label in results if label not in shown)
-    lines = ["length of the responses (tokens)", *textwrap.wrap(others, 170, break_on_hyphens=False)]
+    others = "never below 0.95: " + "; ".join(row.label for row in rows if row not in loses)
+    lines = ["length of the responses (tokens)", *textwrap.wrap(others, 180, break_on_hyphens=False)]
     made.supxlabel("\n".join(lines), fontsize=8.5)
     made.supylabel("share of the sample that is left", fontsize=9)
     return made
@@ -310,11 +318,11 @@ def main(arguments: Arguments) -> int:
         except OSError as error:
             raise UsageError(f"--output-dir {arguments.output_dir} is no folder that can be made ({error}).") from error
     every = on_the_toy(arguments) if of_toy else on_responses(scored)
-    results = merged(every)
-    made = tables(results, of_toy)
+    rows = merged(every)
+    made = tables(rows, of_toy)
     show(made, 4 if of_toy else 6)
     if arguments.output_dir is not None:
-        write(arguments.output_dir, every, made, draw(results, "a toy policy" if of_toy else "real responses"))
+        write(arguments.output_dir, every, made, draw(rows, "a toy policy" if of_toy else "real responses"))
     print(f"{time.perf_counter() - started:.0f} s")
     return 0
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import tyro
 
-from learners.objectives import REJECTIONS
+from learners.objectives import RECIPES, REJECTIONS
 from scripts import correction_table
 from scripts.correction_table import Arguments, half_gone, half_text, merged
 from scripts.parts.corrections import Bench, catalogue
@@ -160,9 +160,16 @@ def test_half_of_the_sample_is_gone_where_the_curve_crosses_one_half():
 
 
 def test_equal_results_share_a_row():
-    results = {"a 1 (x)": 1.0, "a 2 (y)": 1.0, "b 1 (x)": 1.0, "b 2 (y)": 2.0}
-    points = {label: {"fp16": [{"length": 1, "left": left}]} for label, left in results.items()}
-    assert list(merged(points)) == ["a; b 1 (x)", "b 2 (y)"]
+    """All have one result but for k3 and for GRPO under one recipe: the others' row has GRPO's other recipes."""
+    alone = next(c for c in CORRECTIONS.values() if c.name == "grpo" and len(c.recipes) < len(RECIPES))
+    left = {label: 0.5 if c is alone else 0.3 if c.name == "k3" else 0.9 for label, c in CORRECTIONS.items()}
+    rows = merged({label: {"fp16": [{"length": 1, "left": value}]} for label, value in left.items()})
+    assert [row.by_dtype["fp16"][0]["left"] for row in rows] == [left[row.corrections[0].label] for row in rows]
+    assert {row.label for row in rows if len(row.corrections) == 1} == {alone.label, "reject k3"}
+    others = next(row for row in rows if len(row.corrections) > 1)
+    grpo = next(c for c in others.corrections if c.name == "grpo")
+    assert set(grpo.recipes) | set(alone.recipes) == set(RECIPES)
+    assert next(c for c in others.corrections if c.name == "pg-seq-is").label == "pg-seq-is"
 
 
 def test_the_program_writes_what_it_says(tmp_path, monkeypatch, capsys):

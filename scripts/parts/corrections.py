@@ -6,8 +6,8 @@ what is rejected, masked or clipped. The sample that is left is (sum kappa)^2 / 
 effective sample size of weights, the share kept of what is all or nothing.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,15 +51,23 @@ class Correction:
         return self.rejects and not self.made.stays_counted
 
     @property
+    def title(self) -> str:
+        return "reject " * self.rejects + self.name
+
+    @property
+    def variant(self) -> str:
+        """Example: ``geo_low=0.99 geo_high=1.01 (skyrl)``; empty if every recipe has it."""
+        others = [recipe for recipe in RECIPES if recipe not in self.recipes]
+        if not others:
+            return ""
+        values = [f"{key}={value:g}" for key, value in self.thresholds if key in self.distinct and value]
+        fewer = f"all but {', '.join(others)}" if len(others) < len(self.recipes) else ", ".join(self.recipes)
+        return " ".join([*values, f"({fewer})"])
+
+    @property
     def label(self) -> str:
         """Example: ``reject geo geo_low=0.99 geo_high=1.01 (skyrl)``."""
-        values = " ".join(f"{key}={value:g}" for key, value in self.thresholds if key in self.distinct and value)
-        others = [recipe for recipe in RECIPES if recipe not in self.recipes]
-        whose = ", ".join(self.recipes)
-        if len(others) < len(self.recipes):
-            whose = f"all but {', '.join(others)}" if others else ""
-        words = ["reject " * self.rejects + self.name, values, f"({whose})" if whose and self.distinct else ""]
-        return " ".join(word for word in words if word)
+        return f"{self.title} {self.variant}".strip()
 
     def effect(self, batch: PolicyBatch) -> "Effect":
         """On responses whose advantages are not 0."""
@@ -113,6 +121,17 @@ def catalogue() -> list[Correction]:
             distinct = [key for i, key in enumerate(made.thresholds) if len({chosen[i] for chosen in variants}) > 1]
             found += [Correction(name, rejects, c, tuple(r), tuple(distinct)) for c, r in variants.items()]
     return found
+
+
+def united(corrections: Sequence[Correction]) -> list[Correction]:
+    """Those of one name as one, with the recipes of all and the thresholds in which they agree."""
+    found = {}
+    for made in corrections:
+        same = [other for other in corrections if other.title == made.title]
+        recipes = tuple(recipe for recipe in RECIPES if any(recipe in other.recipes for other in same))
+        agreed = tuple(pair for pair in made.thresholds if all(pair in other.thresholds for other in same))
+        found[made.title] = replace(made, thresholds=agreed, recipes=recipes)
+    return list(found.values())
 
 
 # ------------------------------------------------------------------------------------------------ what is left
