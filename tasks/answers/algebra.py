@@ -149,14 +149,11 @@ def _values(expressions: tuple, is_complex: bool) -> Iterator[tuple]:
     for point in range(POINTS if names else 1):
         sizes = [sympy.Rational(rng.randrange(50, 300), 101) for _ in names]
         at = {name: size if point < 2 else size * rng.choice((1, -1)) for name, size in zip(names, sizes, strict=True)}
-        values = [_without_noise(expression.doit().evalf(DIGITS, subs=at)) for expression in expressions]
+        values = [expression.doit().evalf(DIGITS, subs=at) for expression in expressions]
+        noise = {x: sympy.Integer(0) for value in values for x in value.atoms(sympy.Float) if x._prec == 1}  # no digit
+        values = [value.xreplace(noise) for value in values]
         if all(x.is_number and x.is_finite and (is_complex or x.is_real or not names) for x in values):
             yield tuple(values)
-
-
-def _without_noise(value):
-    """With 0 for what SymPy found no digit of, however many it computed."""
-    return value.xreplace({x: sympy.Integer(0) for x in value.atoms(sympy.Float) if x._prec == 1})
 
 
 def _close(a, b) -> bool:

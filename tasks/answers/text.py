@@ -38,7 +38,10 @@ _REWRITES = [
         (r"<=|=<|>=|!=|\*\*|\*", lambda m: _OPERATORS[m[0]]),
         (r"\\mathrm\s*\{([dei])\}", r"\1"),  # 1 - \frac{1}{\mathrm{e}}
         (rf"\\({_FONTS})\s*\{{", r"\\text{"),  # 320000 \mbox{ acres}
-        (r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}", lambda m: _repeating(*m.groups())),  # 0.1\overline{6}
+        (  # 0.1\overline{6} is (16 - 1) / 90
+            r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}",
+            lambda m: f"\\frac{{{m[1]}{m[2]}{m[3]}-0{m[1]}{m[2]}}}{{{'9' * len(m[3])}{'0' * len(m[2])}}}",
+        ),
         (r"\\overline\s*\{([A-Z]{2})\}", r"\1"),  # \overline{AB} = 5
         (r"(?i)^(\\text\{)?\s*(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)|option|choice)\s*:?\s*(?(1)\})(?=.)", ""),
         (r"\\\{\s*\\\}", r"\\emptyset "),  # \{\}
@@ -48,7 +51,10 @@ _REWRITES = [
         (r"(?<![\\a-zA-Z])sqrt(?=\s*[({])", r"\\sqrt"),  # sqrt(2)
         (r"(?<![\\a-zA-Z])(infinity|infty|inf|oo)@", r"\\infty "),  # (-oo, 3]
         (rf"(?<![\\a-zA-Z])({_NAMES})@", r"\\\1 "),  # 2*pi
-        (rf"(?<=\d)\s*(\\text\{{\s*)?({'|'.join(_THOUSANDS)})@(\s*\}})?", lambda m: _thousands(*m.groups())),
+        (  # 3\text{ million}, and 3\text{ million dollars}
+            rf"(?<=\d)\s*(\\text\{{\s*)?({'|'.join(_THOUSANDS)})@(\s*\}})?",
+            lambda m: f"\\cdot 10^{{{_THOUSANDS[m[2]]}}}" + "\\text{" * bool(m[1] and not m[3]),
+        ),
         (
             r"(?<![a-zA-Z\\_^{.\d])(\d+(?:\.\d+)?|\.\d+)\s*[eE]\s*([+-]?\d+)(?![\da-zA-Z.])",
             r"\1\\cdot 10^{\2}",
@@ -62,8 +68,11 @@ _REWRITES = [
         (r"\\sqrt\s*(\[[^\]]*\])?\s*(\d+|[a-zA-Z]|\\[a-zA-Z]+)", r"\\sqrt\1{\2}"),  # 11\sqrt2
         (rf"\\(frac|binom){_ARGUMENT}", r"\\\1{\2}"),  # \dfrac 3 8, \frac\pi 2
         (rf"(\\(?:frac|binom)\s*{_BRACED}){_ARGUMENT}", r"\1{\2}"),  # \frac{50}3
-        (r"(?<![\w.}^{_)])(\d+)\s*\\frac\s*\{(\d+)\}\{(\d+)\}", lambda m: _mixed(*m.groups())),  # 1\frac{1}{2}
-        (r"(?<![\w.}^{_)/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w/])", lambda m: _mixed(*m.groups())),  # 2 1/3
+        (r"(?<![\w.}^{_)/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w/])", r"\1\\frac{\2}{\3}"),  # 2 1/3
+        (  # 1\frac{1}{2} is one and a half, 2\frac{4}{3} a product
+            r"(?<![\w.}^{_)])(\d+)\s*\\frac\s*\{(\d+)\}\{(\d+)\}",
+            lambda m: f"({m[1]}+\\frac{{{m[2]}}}{{{m[3]}}})" if int(m[2]) < int(m[3]) else m[0],
+        ),
     )
 ]
 
@@ -123,20 +132,3 @@ def _unwrapped(text: str) -> str:
         if opened and closing(text, opened.end() - 1) == len(text) - 1:
             text = text[opened.end() : -1]
     return text
-
-
-def _repeating(whole: str, digits: str, period: str) -> str:
-    """A repeating decimal as a fraction: 0.1666..., written with a bar, is (16 - 1) / 90."""
-    below = (10 ** len(period) - 1) * 10 ** len(digits)
-    return f"\\frac{{{int(whole + digits + period) - int((whole + digits) or 0)}}}{{{below}}}"
-
-
-def _thousands(opened: str | None, word: str, closed: str | None) -> str:
-    r"""``3\text{ million}`` is 3000000, and ``3\text{ million dollars}`` so many dollars."""
-    return f"\\cdot 10^{{{_THOUSANDS[word]}}}" + ("\\text{" if opened and not closed else "")
-
-
-def _mixed(whole: str, above: str, below: str) -> str:
-    r"""``2\frac{1}{3}`` is two and a third; ``2\frac{4}{3}`` is a product."""
-    sign = "+" if int(above) < int(below) else "\\cdot "
-    return f"({whole}{sign}\\frac{{{above}}}{{{below}}})"
