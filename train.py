@@ -17,7 +17,7 @@ from actors.startup import importing, let_threads_sleep
 from learners.command_line import parse
 from learners.options.config import Config
 from learners.options.presets import table
-from tasks.errors import NonFiniteError, UsageError
+from tasks.errors import NonFiniteError, UsageError, require
 
 let_threads_sleep()
 
@@ -33,9 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
         if config.memory.plan:
             return show_plan(config)
         if config.needs_memory_plan:
-            from learners.memory.advice import require_fit
+            from learners.memory.advice import plan_for
 
-            require_fit(config, Launch.from_environment())
+            _, sentence = plan_for(config, Launch.from_environment())
+            require(not sentence, f"{sentence.removesuffix('.')} (--plan True shows the sum).")
         task, prompts, eval_prompts = load_task(config)
     except UsageError as error:
         return refuse(error)
@@ -54,7 +55,7 @@ def show_plan(config: Config) -> int:
     plan, sentence = plan_for(config, config.planned_launch() or Launch.from_environment())
     if is_first():
         print(table(plan), flush=True)
-    return refuse(UsageError(sentence.replace(" (--plan True shows the sum)", ""))) if sentence else 0
+    return refuse(UsageError(sentence)) if sentence else 0
 
 
 def refuse(error: UsageError) -> int:

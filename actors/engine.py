@@ -1,10 +1,9 @@
 """A vLLM engine in the sampling dtype, inside this process: build it, load weights into it, read them back.
 
-What differs between vLLM's versions (0.24 to 0.32) and devices is kept here.
+What vLLM (0.32) does otherwise on one device or another is kept here.
 """
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -57,10 +56,6 @@ class SamplingEngine:
         enable_prefix_caching: bool = False,
         trust_remote_code: bool = False,
     ):
-        if "VLLM_RAISE_ON_LOGIT_NANS" not in vllm.envs.environment_variables:
-            warnings.warn(
-                "this vLLM cannot tell when its logits are not numbers (FP16's range); 0.32 can", stacklevel=2
-            )
         _leave_the_process_group_to_the_learner()
         _note_log_probs_simply()
         _look_at_models_in_this_process()

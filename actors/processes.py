@@ -76,8 +76,3 @@ def from_first(item: Any) -> Any:
     items = [item]
     dist.broadcast_object_list(items, src=0)
     return items[0]
-
-
-def on_any(flag: bool) -> bool:
-    """Whether it holds on at least one process."""
-    return bool(across_processes(torch.tensor([float(flag)]), "max").item())

@@ -18,7 +18,7 @@ import torch
 from actors import cpu_half
 from actors.devices import Gpu, gpus
 from actors.launch import Launch
-from tasks.errors import UsageError, require
+from tasks.errors import UsageError, first_line, require
 
 COMPILER = "torch._inductor.lowering"  # the part of torch's compiler that vLLM loads, and that loads much of the rest
 
@@ -71,7 +71,7 @@ def refuse_a_gpu_out_of_reach(present: tuple[Gpu, ...]) -> None:
         torch.cuda.init()
         reason = "it sees none"
     except Exception as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = first_line(error)
     raise UsageError(
         f"This machine has {len(present)} x {present[0].name} with driver {present[0].driver}, which torch "
         f"{torch.__version__} (CUDA {torch.version.cuda}) cannot use: {reason}. Install a newer driver; or set "

@@ -24,7 +24,7 @@ from learners.checkpoints import training_state
 from learners.checkpoints.folders import Checkpoints, name_of
 from learners.checkpoints.interruption import Interruption, Stopped
 from learners.model import lora, weights
-from learners.model.loading import load_model, with_adapters
+from learners.model.loading import load_model
 from learners.model.log_probs import TokenLogProbs
 from learners.options.config import Config
 from learners.options.precision import NAMES, TORCH_DTYPES, Precision
@@ -87,7 +87,8 @@ class PolicyLearner(PPOLearner):
         if args.zero_stage == 3:  # from here on, parameters are cut up as they are made
             self._sharding = HfDeepSpeedConfig(self.strategy.get_ds_train_config(is_wrapped=True))
         policy = self._load_policy()
-        self.peft = with_adapters(policy.causal_lm, self.config)
+        options = self.config.lora
+        self.peft = lora.add_adapters(policy.causal_lm, options) if options.lora_rank > 0 else None
         self.model = LLM(policy)
         disable_dropout(self.model)
         if args.gradient_checkpointing:

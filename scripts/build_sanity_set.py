@@ -21,16 +21,16 @@ import tyro
 
 from actors.offline import OfflineOptions, check_sampling, settings_of
 from actors.options import SamplingOptions
-from actors.response_store import ResponseStore
 from learners.model.config_file import read_model_config
 from learners.options.config import Config
 from learners.options.groups import EMBEDDED, EvaluationOptions, ModelOptions
+from scripts.parts.perfectible import Draws
 from scripts.parts.program import run_program
+from scripts.parts.response_store import ResponseStore
 from scripts.parts.sanity_card import card, draw_histogram
 from tasks.benchmarks import problem_ids
 from tasks.errors import require
 from tasks.options import TaskOptions
-from tasks.perfectible import Draws
 from tasks.prompts import Prompt, build_prompts, load_tokenizer
 from tasks.registry import TASKS
 from tasks.task import Example, Task

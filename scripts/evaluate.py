@@ -20,12 +20,12 @@ sys.path.insert(0, str(ROOT))
 import tyro
 
 from actors.offline import OfflineOptions, check_sampling, settings_of
-from actors.response_store import ResponseStore
 from learners.model.config_file import read_model_config
 from learners.options.config import DEFAULTS_BY_MODEL, Config
 from learners.options.groups import EMBEDDED, ModelOptions
 from scripts.parts.evaluation_tables import Cell, Results, as_csv, as_latex, as_text
 from scripts.parts.program import run_program
+from scripts.parts.response_store import ResponseStore
 from tasks.accuracy import Accuracy
 from tasks.benchmarks import EMBEDDED_BENCHMARK, load_benchmark, problem_ids
 from tasks.errors import require

@@ -11,22 +11,13 @@ from tasks.datasets import read_questions
 from tasks.errors import UsageError, require
 from tasks.task import Example
 
-
-@dataclass(frozen=True)
-class HubDataset:
-    """A dataset on the hub, its test split where it has one."""
-
-    name: str
-    input_key: str
-    output_key: str
-
-
+# Name on the hub, column of the question, column of the answer; the test split, where there is one.
 HUB_BENCHMARKS = {
-    "aime24": HubDataset("HuggingFaceH4/aime_2024", "problem", "answer"),  # 30 problems, in a split called train
-    "amc23": HubDataset("math-ai/amc23", "question", "answer"),  # 40
-    "math500": HubDataset("HuggingFaceH4/MATH-500", "problem", "answer"),  # 500
-    "minerva": HubDataset("math-ai/minervamath", "question", "answer"),  # 272
-    "olympiad_bench": HubDataset("math-ai/olympiadbench", "question", "final_answer"),  # 674, text only
+    "aime24": ("HuggingFaceH4/aime_2024", "problem", "answer"),  # 30 problems, in a split called train
+    "amc23": ("math-ai/amc23", "question", "answer"),  # 40
+    "math500": ("HuggingFaceH4/MATH-500", "problem", "answer"),  # 500
+    "minerva": ("math-ai/minervamath", "question", "answer"),  # 272
+    "olympiad_bench": ("math-ai/olympiadbench", "question", "final_answer"),  # 674, text only
 }
 FILES = (".jsonl", ".json", ".parquet", ".csv")
 EMBEDDED_BENCHMARK = "arithmetic"
@@ -39,10 +30,6 @@ class Benchmark:
 
     name: str
     examples: list[Example]
-
-    @property
-    def is_embedded(self) -> bool:
-        return self.name == EMBEDDED_BENCHMARK
 
 
 def load_benchmark(asked_for: str, input_key: str, output_key: str) -> Benchmark:
@@ -61,9 +48,8 @@ def load_benchmark(asked_for: str, input_key: str, output_key: str) -> Benchmark
         return Benchmark(source, _arithmetic())
     require(name != EMBEDDED_BENCHMARK, f"--benchmark {asked_for}: this name is the embedded one's; take another.")
     if not named and source in HUB_BENCHMARKS and not Path(source).exists():
-        hub = HUB_BENCHMARKS[source]
         try:
-            return Benchmark(source, read_questions(hub.name, hub.input_key, hub.output_key, "test", "--benchmark"))
+            return Benchmark(source, read_questions(*HUB_BENCHMARKS[source], "test", "--benchmark"))
         except UsageError as error:
             raise UsageError(f"{str(error).rstrip('.')}: --benchmark {source}=FILE.jsonl.") from error
     looks_like_a_name = "/" not in source and not Path(source).suffix and not Path(source).exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tasks.answers.equality import ALTERNATIVES
 from tasks.boxed import last_boxed
-from tasks.errors import UsageError, require
+from tasks.errors import UsageError, first_line, require
 from tasks.task import Example
 
 HUB_PATIENCE_S = 3.0
@@ -137,7 +137,7 @@ def _read_file(path: Path, flag: str) -> list[dict]:
     except UsageError:
         raise
     except (OSError, ValueError) as error:
-        raise UsageError(f"{flag} {path} cannot be read ({_first_line(error)}); check the file.") from error
+        raise UsageError(f"{flag} {path} cannot be read ({first_line(error)}); check the file.") from error
     require(
         isinstance(rows, list) and all(isinstance(row, dict) for row in rows),
         f"{flag} {path} does not hold one JSON object for each problem; convert it.",
@@ -160,7 +160,7 @@ def _read_dataset(source: str, split: str, flag: str, optional: bool) -> list[di
             loaded = datasets.load_dataset(source) if is_folder else datasets.load_dataset(name, configuration or None)
     except Exception as error:
         raise UsageError(
-            f"{flag} {source} cannot be read as a dataset ({_first_line(error)}); name another, or a file."
+            f"{flag} {source} cannot be read as a dataset ({first_line(error)}); name another, or a file."
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
@@ -197,10 +197,6 @@ def _require_on_hub(name: str, given: str) -> None:
     error = outcome[0] if outcome else TimeoutError(f"no answer within {HUB_PATIENCE_S:g} s")
     if error is not None:
         raise UsageError(
-            f"{given} is neither a file, a folder nor a dataset that the hub gives ({_first_line(error)}); check the "
+            f"{given} is neither a file, a folder nor a dataset that the hub gives ({first_line(error)}); check the "
             "name and the network, or use a local copy."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

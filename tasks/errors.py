@@ -18,3 +18,8 @@ def require(condition: bool, sentence: str) -> None:
     """
     if not condition:
         raise UsageError(sentence)
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says, without its full stop; the error's kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.errors import UsageError
+from tasks.errors import UsageError, first_line
 from tasks.mixture import epoch_counts
 from tasks.task import Example
 from tasks.templates import Template
@@ -40,8 +40,7 @@ def load_tokenizer(model_path: str, trust_remote_code: bool = False):
 
             tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"--model {model_path} has no tokenizer that loads ({reason}).") from error
+        raise UsageError(f"--model {model_path} has no tokenizer that loads ({first_line(error)}).") from error
     if tokenizer.eos_token_id is None:
         raise UsageError(f"--model {model_path}: its tokenizer has no end-of-sequence token, so no response could end.")
     if tokenizer.pad_token_id is None:

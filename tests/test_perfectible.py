@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.perfectible import Draws, band_counts, draws_needed, fewest_draws_left, verdict
+from scripts.parts.perfectible import Draws, band_counts, fewest_draws_left, verdict
 
 SHARES = st.integers(0, 20).map(lambda twentieths: twentieths / 20)
 BANDS = st.tuples(SHARES, SHARES).map(sorted)
@@ -44,6 +44,21 @@ def test_the_bounds_are_inclusive_decimals():
     assert band_counts(40, 0.2, 0.8) == (8, 32)
     assert band_counts(10, 0.3, 0.7) == (3, 7)  # 0.7 * 10 is 7.000000000000001 in binary
     assert [verdict(right, 40, 40, 0.2, 0.8) for right in (7, 8, 32, 33)] == [False, True, True, False]
+
+
+def draws_needed(correct: list[bool], samples: int, low: float, high: float) -> int | None:
+    """How many responses, taken in their order, decide a problem; None if these do not.
+
+    Args:
+        correct: whether response 0, 1, ... is right.
+    """
+    right = 0
+    for drawn in range(len(correct) + 1):
+        if verdict(right, drawn, samples, low, high) is not None:
+            return drawn
+        if drawn < len(correct):
+            right += bool(correct[drawn])
+    return None
 
 
 def test_draws_needed_by_hand():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from actors.response_store import ResponseStore
+from scripts.parts.response_store import ResponseStore
 from tasks.errors import UsageError
 
 SETTINGS = {"model": "m", "temperature": 0.6}

@@ -11,7 +11,7 @@ from actors.devices import gpus
 from actors.launch import Launch
 from learners.memory.plan import GIB, HEADROOM, Plan, Setting, make_plan
 from learners.model.shape import ModelShape, shape_of
-from tasks.errors import UsageError, require
+from tasks.errors import require
 
 if TYPE_CHECKING:
     from learners.options.config import Config
@@ -63,12 +63,9 @@ def choose_stage(config: Config, launch: Launch) -> int:
     do not differ in it.
     """
     setting, shape = setting_of(config, launch), shape_of(config)
-    return next((stage for stage in STAGES if _fits_in_either_half(replace(setting, stage=stage), shape)), STAGES[-1])
-
-
-def _fits_in_either_half(setting: Setting, shape: ModelShape) -> bool:
-    dtypes = ("fp16", "bf16") if setting.train in ("fp16", "bf16") else (setting.train,)
-    return all(make_plan(replace(setting, train=dtype), shape).fits for dtype in dtypes)
+    dtypes = ("fp32",) if setting.train == "fp32" else ("fp16", "bf16")
+    fits = lambda stage: all(make_plan(replace(setting, stage=stage, train=dtype), shape).fits for dtype in dtypes)
+    return next(filter(fits, STAGES), STAGES[-1])
 
 
 def plan_for(config: Config, launch: Launch) -> tuple[Plan, str]:
@@ -78,33 +75,17 @@ def plan_for(config: Config, launch: Launch) -> tuple[Plan, str]:
     return plan, "" if plan.fits else refusal(plan, shape, min(launch.local_world_size, launch.world_size))
 
 
-def require_fit(config: Config, launch: Launch) -> None:
-    """Refuse a run that does not fit into this machine's GPUs.
-
-    Raises:
-        UsageError: with the first option that mends it.
-    """
-    _, sentence = plan_for(config, launch)
-    if sentence:
-        raise UsageError(sentence)
-
-
 def refusal(plan: Plan, shape: ModelShape, local_processes: int) -> str:
-    """What is too large, and the first option, or pair of options, with which it fits.
-
-    Args:
-        plan: that does not fit.
-        shape: of the model.
-        local_processes: on one machine; tensor-parallel peers are of these.
-    """
+    """What is too large in a plan that does not fit, and the first option, or pair of options, with which it fits.
+    Tensor-parallel peers are of ``local_processes``, those on one machine."""
     if plan.peak > HEADROOM * plan.setting.gpu:
         what = (
-            f"This run does not fit: each process would hold {plan.peak / GIB:.1f} GiB ({plan.fullest}) on a GPU of "
+            f"each process would hold {plan.peak / GIB:.1f} GiB ({plan.fullest}) on a GPU of "
             f"{plan.setting.gpu / GIB:.1f}, of which {1 - HEADROOM:.0%} are to be left"
         )
     else:
         what = (
-            f"This run does not fit: vLLM's share of {plan.sampler.share / GIB:.1f} GiB leaves no room for one "
+            f"vLLM's share of {plan.sampler.share / GIB:.1f} GiB leaves no room for one "
             f"response beside its weights, {plan.sampler.weights / GIB:.1f} GiB"
         )
     single = list(candidates(plan.setting, local_processes))
@@ -113,11 +94,9 @@ def refusal(plan: Plan, shape: ModelShape, local_processes: int) -> str:
         if len(changes) == len(some) and make_plan(replace(plan.setting, **changes), shape).fits:
             options = " ".join(option for option, _ in some)
             price = f", {HOST_BYTES} bytes of host memory a trained parameter" if "--offload" in options else ""
-            return f"{what}; use {options}{price} (--plan True shows the sum)."
-    return (
-        f"{what}; no memory option mends that, nor do two: use more or larger GPUs, or a smaller --generate-max-length "
-        "(--plan True shows the sum)."
-    )
+            return f"This run does not fit: {what}; use {options}{price}."
+    mends = "no memory option mends that, nor do two: use more or larger GPUs, or a smaller --generate-max-length"
+    return f"This run does not fit: {what}; {mends}."
 
 
 def candidates(setting: Setting, local_processes: int) -> Iterator[tuple[str, dict[str, object]]]:

@@ -114,7 +114,7 @@ def make_plan(setting: Setting, shape: ModelShape) -> Plan:
     held = {
         "weights": weights(setting, shape),
         "FP32 master weights": masters(setting, shape),
-        "AdamW's moments": moments(setting, shape),
+        "AdamW's moments": 2 * masters(setting, shape),  # from the first update on
         "gradients": always,
         "initial model": BYTES[setting.train] * shape.whole if setting.reference else 0,
         "estimate: CUDA, NCCL, fragments": CONTEXT + NCCL * (setting.processes > 1) + FRAGMENTS,
@@ -168,11 +168,6 @@ def masters(setting: Setting, shape: ModelShape) -> int:
     (stage_1_and_2.py: single_partition_of_fp32_groups; stage3.py: fp32_partitioned_groups_flat; bf16_optimizer.py:
     fp32_groups_flat_partition.)"""
     return 0 if setting.offload != "none" else 4 * share_of(shape.trained, setting)
-
-
-def moments(setting: Setting, shape: ModelShape) -> int:
-    """AdamW's two, FP32, divided likewise; from the first update on."""
-    return 2 * masters(setting, shape)
 
 
 def gradients(setting: Setting, shape: ModelShape) -> tuple[int, int]:

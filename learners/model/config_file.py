@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from learners.options.config import Config
-from tasks.errors import UsageError, require
+from tasks.errors import UsageError, first_line, require
 
 
 def read_model_config(config: Config) -> dict:
@@ -69,13 +69,9 @@ def _fetch_model_config(model: str) -> str:
     except UsageError:
         raise
     except HfHubHTTPError as error:  # it answered
-        raise UsageError(f"{missing} nor a model that the hub gives ({_first_line(error)}).") from error
+        raise UsageError(f"{missing} nor a model that the hub gives ({first_line(error)}).") from error
     except Exception as error:
         raise UsageError(
-            f"--model {model} is no folder here, and the hub cannot be reached ({_first_line(error)}); name a folder "
+            f"--model {model} is no folder here, and the hub cannot be reached ({first_line(error)}); name a folder "
             "that holds the model (for --plan True its config.json is enough)."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""The policy as DeepSpeed gets it: a Hugging Face model in the training dtype, with adapters if asked for."""
+"""The policy as DeepSpeed gets it: a Hugging Face model in the training dtype."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.processes import gather
-from learners.model.lora import add_adapters
 from learners.model.routers import route_in_fp32
 from learners.model.weights import shard
 from learners.options.precision import NAMES, Precision
 from tasks.errors import NonFiniteError
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from learners.options.config import Config
 
 
@@ -70,12 +67,3 @@ def restore_frequencies(model: torch.nn.Module) -> None:
             fresh = type(module)(module.config)
             module.inv_freq = fresh.inv_freq.to(module.inv_freq.device)
             module.original_inv_freq = module.inv_freq.clone()
-
-
-def with_adapters(model: torch.nn.Module, config: Config) -> PeftModel | None:
-    """Put in what the options ask for; None if nothing.
-
-    Raises:
-        ValueError: the model has no layer of a name in ``--lora-targets``.
-    """
-    return add_adapters(model, config.lora) if config.lora.lora_rank > 0 else None

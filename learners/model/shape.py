@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from learners.model.config_file import read_model_config
-from tasks.errors import UsageError
+from tasks.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from learners.options.config import Config
@@ -64,10 +64,8 @@ def shape_of(config: Config) -> ModelShape:
             if config.lora.lora_rank > 0:
                 add_adapters(model, config.lora)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"--model {config.model.model} cannot be built from its config.json ({reason}); choose another model."
-        ) from error
+        what = f"--model {config.model.model} cannot be built from its config.json ({first_line(error)})"
+        raise UsageError(f"{what}; choose another model.") from error
     names = dict(model.named_parameters())
     first = lambda *options: next((value for name in options if (value := getattr(described, name, None))), 0)
     experts = first("num_experts", "num_local_experts", "n_routed_experts")

@@ -30,43 +30,24 @@ def check(config: Config, asked_for: dict, launch: Launch) -> None:
     _check_task(config)
 
 
+POSITIVE = (
+    "rollout_batch_size", "num_samples", "generate_max_length", "prompt_max_length", "train_batch_size",
+    "micro_batch_size", "keep", "num_ppo_epochs", "num_prompt_epoch", "max_steps", "max_sampling_rounds", "adam_eps",
+    "train_problems", "eval_n", "max_eval", "temperature", "learning_rate", "max_norm",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "eval_steps", "lr_warmup_steps", "overlong_buffer", "eval_temperature", "log_samples", "save_every", "weight_decay",
+    "seed", "loss_scale",
+)  # fmt: skip
+
+
 def _check_numbers(config: Config) -> None:
     sampling, training, evaluation = config.sampling, config.training, config.evaluation
-    positive = {
-        "rollout-batch-size": sampling.rollout_batch_size,
-        "num-samples": sampling.num_samples,
-        "generate-max-length": sampling.generate_max_length,
-        "prompt-max-length": config.task.prompt_max_length,
-        "train-batch-size": training.train_batch_size,
-        "micro-batch-size": 1 if training.micro_batch_size is None else training.micro_batch_size,
-        "keep": config.output.keep,
-        "num-ppo-epochs": training.num_ppo_epochs,
-        "num-prompt-epoch": training.num_prompt_epoch,
-        "max-steps": 1 if training.max_steps is None else training.max_steps,
-        "max-sampling-rounds": 1 if sampling.max_sampling_rounds is None else sampling.max_sampling_rounds,
-        "adam-eps": training.adam_eps,
-        "train-problems": config.task.train_problems,
-        "eval-n": evaluation.eval_n,
-        "max-eval": evaluation.max_eval,
-        "temperature": sampling.temperature,
-        "learning-rate": training.learning_rate,
-        "max-norm": training.max_norm,
-    }
-    for name, value in positive.items():
-        require(value > 0, f"--{name} is {value:g}; it must be greater than 0.")
-    not_negative = {
-        "eval-steps": evaluation.eval_steps,
-        "lr-warmup-steps": training.lr_warmup_steps or 0,
-        "overlong-buffer": sampling.overlong_buffer,
-        "eval-temperature": evaluation.eval_temperature,
-        "log-samples": config.output.log_samples,
-        "save-every": config.output.save_every,
-        "weight-decay": training.weight_decay,
-        "seed": training.seed,
-        "loss-scale": config.precision.loss_scale,
-    }
-    for name, value in not_negative.items():
-        require(value >= 0, f"--{name} is {value:g}; it must not be negative.")
+    given = {name: value for name in (*POSITIVE, *NOT_NEGATIVE) if (value := getattr(*config.option(name))) is not None}
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        require(value > 0 or name in NOT_NEGATIVE, f"{option} is {value:g}; it must be greater than 0.")
+        require(value >= 0, f"{option} is {value:g}; it must not be negative.")
     require(0 < evaluation.eval_top_p <= 1, "--eval-top-p must lie above 0 and at most at 1.")
     require(
         1 <= evaluation.eval_k <= evaluation.eval_n,

@@ -1,45 +1,33 @@
 """This project's options as Oat's: what Oat's actor, learner and strategy read."""
 
 from oat.algorithms.ppo import PPOArgs
-from oat.types import RLAlgo
 
 from learners.options.config import Config
 
 
 def to_oat_args(config: Config) -> PPOArgs:
     """Oat's PPOArgs for a resolved configuration."""
-    task, sampling, training = config.task, config.sampling, config.training
+    sampling, training = config.sampling, config.training
     return PPOArgs(
-        algo=RLAlgo.PPO,
-        critic_type="drgrpo",
         beta=config.objective.beta,
-        pretrain=config.model_path,
         # precision: as Oat says it, two booleans; see learners/options/precision.py
         bf16=config.precision.train_dtype == "bf16",
         fp16=config.precision.train_dtype == "fp16",
         grad_accum_dtype="fp32",
-        use_fused_lm_head=False,
         # sampling
-        prompt_max_length=task.prompt_max_length,
         generate_max_length=sampling.generate_max_length,
         num_samples=sampling.num_samples,
         temperature=sampling.temperature,
-        rollout_batch_size=sampling.rollout_batch_size,
         ignore_no_eos=sampling.ignore_no_eos,
         non_stop_fixed_reward=0.0,  # a truncated response earns 0, whatever its text says
-        vllm_gpu_ratio=sampling.vllm_gpu_ratio,
         vllm_sleep=sampling.vllm_sleep_level > 0,
-        enable_prefix_caching=sampling.enable_prefix_caching,
-        collocate=True,
         # training
         seed=training.seed,
         train_batch_size=training.train_batch_size,
         train_batch_size_per_device=training.micro_batch_size or 1,
-        pi_buffer_maxlen_per_device=config.sequences_per_step,
         num_ppo_epochs=training.num_ppo_epochs,
         learning_rate=training.learning_rate,
         lr_scheduler=training.lr_scheduler,
-        lr_warmup_ratio=training.lr_warmup_ratio,
         adam_beta_1=training.adam_beta_1,
         adam_beta_2=training.adam_beta_2,
         l2=training.weight_decay,
@@ -52,7 +40,5 @@ def to_oat_args(config: Config) -> PPOArgs:
         eval_temperature=config.evaluation.eval_temperature,
         eval_top_p=config.evaluation.eval_top_p,
         eval_generate_max_length=sampling.generate_max_length,
-        max_eval=config.evaluation.max_eval,
         debug=False,
-        use_wb=False,
     )

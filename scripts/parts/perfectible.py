@@ -49,21 +49,6 @@ def fewest_draws_left(right: int, drawn: int, samples: int, low: float, high: fl
     return min(too_easy, too_hard, inside)
 
 
-def draws_needed(correct: Sequence[bool], samples: int, low: float, high: float) -> int | None:
-    """How many responses, taken in their order, decide a problem; None if these do not.
-
-    Args:
-        correct: whether response 0, 1, ... is right.
-    """
-    right = 0
-    for drawn in range(len(correct) + 1):
-        if verdict(right, drawn, samples, low, high) is not None:
-            return drawn
-        if drawn < len(correct):
-            right += bool(correct[drawn])
-    return None
-
-
 AHEAD = 2
 
 
