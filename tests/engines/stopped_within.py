@@ -33,8 +33,8 @@ def learned(learner, step) -> tuple[dict, dict]:
 def run(out: Path) -> dict:
     from learners.checkpoints import training_state
     from learners.checkpoints.folders import find_checkpoint
+    from learners.checkpoints.interruption import Stopped
     from learners.rollouts.step import Step
-    from tasks.errors import Stopped
 
     with learner_alone(out / "straight", *OPTIONS) as learner:
         metrics, straight = learned(learner, Step(1, batch_with_little_to_teach(learner), times={}))
