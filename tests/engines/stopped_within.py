@@ -24,7 +24,10 @@ STOP_AFTER = 2
 
 
 def learned(learner, step) -> tuple[dict, dict]:
+    from learners.checkpoints.training_state import link_moments
+
     metrics = learner.learn(step)
+    link_moments(learner)
     return {name: value for name, value in metrics.items() if "time/" not in name and "per_s" not in name}, state(
         learner
     )
