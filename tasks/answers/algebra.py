@@ -131,7 +131,7 @@ def same_expression(first: str, second: str) -> bool:
     return bool(points) and all(_close(x, y) for x, y in points)
 
 
-def same_equation(first: tuple[str, ...], second: tuple[str, ...], is_order: bool = False) -> bool:
+def same_equation(first: tuple[str, ...], second: tuple[str, ...], is_order: bool) -> bool:
     """Whether two equations say the same: left less right is the same up to a factor, positive for an order."""
     sides = [parse(text) for text in (*first, *second)]
     if any(side is None or not is_tame(side) for side in sides):
