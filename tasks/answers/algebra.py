@@ -33,7 +33,7 @@ _NORMAL = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
 )
 _UNBOUNDED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
-_FACTORIALS = (sympy.factorial, sympy.factorial2, sympy.binomial, sympy.subfactorial, sympy.gamma)
+_FACTORIALS = (sympy.factorial, sympy.binomial, sympy.gamma)
 
 
 def as_fraction(latex: str) -> Fraction | None:
