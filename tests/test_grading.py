@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tasks import math_reward
-from tasks.grading_pool import LARGEST_CHUNK, START_UP_S, STARTS_IN_A_ROW, GradingPool
+from tasks.grading_pool import LARGEST_CHUNK, START_UP_S, STARTS_IN_A_ROW, GradingPool, Worker
 from tasks.grading_worker import MEMORY_BYTES, wall_limit
 from tasks.math_reward import LONGEST_ANSWER, MathGrader
 from tests import grading_functions
@@ -196,17 +197,37 @@ def test_timeouts_are_counted_and_never_remembered():
         grader.close()
 
 
-def test_processes_that_do_not_start_are_an_error_not_zeros():
+def test_processes_that_do_not_start_are_an_error_after_a_few_not_zeros(tmp_path):
     pool = GradingPool(grading_functions.act, workers=1)
     pool.close()
-    pool._command = [sys.executable, "-c", "raise SystemExit(1)"]
-    pool._workers = [type(pool)(grading_functions.act, workers=1)._workers[0]]
-    pool._workers[0].end()
-    from tasks.grading_pool import Worker
-
+    started = tmp_path / "started"
+    pool._command = [sys.executable, "-c", f"open({str(started)!r}, 'a').write('x')"]
     pool._workers = [Worker(pool._command)]
     with pytest.raises(RuntimeError, match="do not start"):
         pool.map([("fine", "1")])
+    assert started.read_text() == "x" * STARTS_IN_A_ROW
+
+
+def test_a_closed_pool_says_so():
+    pool = GradingPool(grading_functions.act, workers=1)
+    pool.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.map([("fine", "1")])
+
+
+def test_a_reply_that_comes_in_two_parts_is_one():
+    worker = Worker([sys.executable, "-c", ""])
+    worker.end(patience=10)
+    there, here = os.pipe()
+    worker.process.stdout = os.fdopen(there, "rb", buffering=0)
+    ready, reply = struct.pack("d", 0.0), struct.pack("d", 0.5)
+    os.write(here, ready + reply[:3])
+    assert worker.receive() == [] and worker.ready
+    os.write(here, reply[3:] + reply)
+    assert worker.receive() == [0.5, 0.5]
+    os.close(here)
+    assert worker.receive() is None
+    worker.process.stdout.close()
 
 
 @pytest.mark.parametrize("busy", [False, True])

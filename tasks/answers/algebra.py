@@ -33,7 +33,7 @@ _NORMAL = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
 )
 _UNBOUNDED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
-_FACTORIALS = (sympy.factorial, sympy.factorial2, sympy.binomial, sympy.subfactorial, sympy.gamma)
+_FACTORIALS = (sympy.factorial, sympy.binomial, sympy.gamma)
 
 
 def as_fraction(latex: str) -> Fraction | None:
@@ -131,7 +131,7 @@ def same_expression(first: str, second: str) -> bool:
     return bool(points) and all(_close(x, y) for x, y in points)
 
 
-def same_equation(first: tuple[str, ...], second: tuple[str, ...], is_order: bool = False) -> bool:
+def same_equation(first: tuple[str, ...], second: tuple[str, ...], is_order: bool) -> bool:
     """Whether two equations say the same: left less right is the same up to a factor, positive for an order."""
     sides = [parse(text) for text in (*first, *second)]
     if any(side is None or not is_tame(side) for side in sides):

@@ -37,7 +37,7 @@ _NO_SOLUTION = "no solution|no solutions|no real solution|no real solutions|empt
 _ALL_REALS = "all real numbers|all reals|the real numbers|\\mathbb{r}|(-\\infty,\\infty)"
 _SYNONYMS = {
     synonym: synonyms.partition("|")[0]
-    for synonyms in (_NO_SOLUTION, _ALL_REALS, "does not exist|dne|undefined", "infinity|infinite")
+    for synonyms in (_NO_SOLUTION, _ALL_REALS, "does not exist|dne|undefined", "\\infty|infinite")
     for synonym in synonyms.split("|")
 }
 _CORNERS = r"\|?[A-Z]{2,3}(?:_\w|_\{\w+\})?\|?"  # a length or a triangle
@@ -119,7 +119,7 @@ def _make_words(text: str) -> Value:
 
 def _matrix(text: str) -> Value | None:
     found = re.fullmatch(rf"[\[(]?\s*\\begin\{{{_MATRIX}(?P<body>.*)\\end\{{(?P=kind)\}}\s*[\])]?", text)
-    if found is None or "\\begin" in found["body"]:
+    if found is None:
         return None
     rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", found["body"]) if row.strip()]
     is_determinant = found["kind"].startswith(("v", "V"))
@@ -127,8 +127,7 @@ def _matrix(text: str) -> Value | None:
 
 
 def _several(text: str) -> Value | None:
-    groups = [r"\s*;\s*"] if "," in text and ";" in text else []  # p=5,q=2;p=7,q=2
-    for separator in (_UNION, *groups, _BETWEEN):
+    for separator in (_UNION, r"\s*;\s*", _BETWEEN):  # p=5,q=2;p=7,q=2
         parts = [part for part in split_top(text, separator) if part.strip()]
         if len(parts) > 1:
             values = [(part, read_value(part)) for part in parts]
@@ -211,7 +210,7 @@ def _inequality(sides: list[str], signs: list[str]) -> Value | None:
 
 def _numerals(text: str) -> Value | None:
     """Digits in a base, 422_8, or with colons, 3:8 and 8:34 p.m."""
-    text = squeeze(text).replace(" ", "")
+    text = squeeze(text)
     if (found := _BASED.fullmatch(text)) and 2 <= int(found[3]) <= 36:
         return Value("words", f"{found[1]}{found[2].upper().lstrip('0') or '0'} in base {int(found[3])}")
     if found := _CLOCK.fullmatch(text):
