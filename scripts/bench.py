@@ -194,10 +194,12 @@ def show_ourselves(bench: Bench, setting: Setting) -> None:
     quiet, busy = Measured(), Measured()
     for turn in range(bench.arguments.turns):
         print(f"  turn {turn + 1} of {bench.arguments.turns}: quiet and beside a busy program", file=sys.stderr)
-        quiet.add(bench.once(default))
+        quiet.add(bench.once(default) or {})
         with one_busy_program():
-            busy.add(bench.once(default))
+            busy.add(bench.once(default) or {})
         bench.others.pop()  # that was us
+    if not (quiet.values and busy.values):
+        return
     bench.say("FP16: seconds a step, nothing beside it", quiet["step"], quiet.spread("step"))
     bench.say("FP16: seconds a step, one busy program beside it", busy["step"], busy.spread("step"))
     bench.ratio("busy / quiet", {"busy": busy, "quiet": quiet}, "busy", "quiet")
