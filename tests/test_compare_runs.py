@@ -194,7 +194,9 @@ def test_chosen_quantities_over_steps_alone(tmp_path):
     figure = run_figures.draw_curves(groups, ("rejected-geo", "reward"), ("step",))
     assert [axis.get_ylabel() for axis in figure.axes] == ["training reward", "geo rejects"]
     assert figure.axes[1].get_lines()[0].get_ydata().tolist() == [0.25, 0.25]
-    with pytest.raises(UsageError, match="--quantities names nothing that these runs recorded: reward, .*rejected-geo"):
+    with pytest.raises(
+        UsageError, match=r"--quantities names nothing that these runs recorded: reward, .*rejected-geo"
+    ):
         run_figures.draw_all(groups, ("rejected-k3",))
 
 
