@@ -82,35 +82,58 @@ def rows_of(
     outside = (1 - confidence) / 2
     rows = []
     for length, sizes in zip(slopes.lengths, slopes.tokens, strict=True):
-        stored = [store.read(r, int(n)) for r, n in zip(slopes.responses, sizes, strict=True)]
-        column = lambda key: advantages[:, None] * np.array([s[key] for s in stored], dtype=np.float64)  # noqa: B023
-        exact, forward, plain = column(EXACT), column(FORWARD), column(PLAIN)
-        square = products(times, exact, exact)
-        apart = np.linalg.norm(exact - exact.mean(0)) / (1 - 1 / len(exact)) ** 0.5
+        vectors = Vectors([store.read(r, int(n)) for r, n in zip(slopes.responses, sizes, strict=True)], advantages)
+        constant = lambda key: vectors.combination([(key, 1.0)] * len(advantages))  # noqa: B023
+        exact, forward, plain = constant(EXACT), constant(FORWARD), constant(PLAIN)
+        square = vectors.products(times, exact, exact)
+        mean = np.broadcast_to(exact.mean(0), exact.shape)
+        apart = vectors.products(np.eye(len(exact)), exact - mean, exact - mean).sum() / (1 - 1 / len(exact))
         for (label, at), places in slopes.places.items():
             if at != length:
                 continue
-            values = [multiple * s[key] for s, (key, multiple) in zip(stored, places, strict=True)]
-            estimate = advantages[:, None] * np.array(values, dtype=np.float64)
-            error = (products(times, estimate - exact, estimate - exact) / square) ** 0.5
-            sizes_of_it = products(times, estimate, estimate)
+            estimate = vectors.combination(places)
             with np.errstate(invalid="ignore", divide="ignore"):  # nothing is kept: no direction
-                cosine = products(times, estimate, exact) / (sizes_of_it * square) ** 0.5
+                error = (vectors.products(times, estimate - exact, estimate - exact).clip(0) / square) ** 0.5
+                along = vectors.products(times, estimate, estimate).clip(0) * square
+                cosine = vectors.products(times, estimate, exact) / along**0.5
             row = {"dtype": name, "estimator": label, "length": length, "responses": len(exact)}
             row |= {"mean_tokens": float(sizes.mean()), "kept": slopes.kept[label, length]}
             for key, values in (("relative_error", error), ("cosine", cosine)):
-                low, high = np.nanquantile(values[1:], [outside, 1 - outside]) if len(values) > 1 else (np.nan, np.nan)
+                known = values[1:][np.isfinite(values[1:])]
+                low, high = np.quantile(known, [outside, 1 - outside]) if len(known) else (np.nan, np.nan)
                 row |= {key: values[0], f"{key}_low": low, f"{key}_high": high}
             parts = {"forward": forward - exact, "backward": plain - forward, "weights": estimate - plain}
-            row |= {part: np.linalg.norm(values.sum(0)) / square[0] ** 0.5 for part, values in parts.items()}
-            row["sampling_noise"] = apart / square[0] ** 0.5
+            squares = {part: max(vectors.products(times[:1], v, v)[0], 0.0) for part, v in parts.items()}
+            row |= {part: (value / square[0]) ** 0.5 for part, value in squares.items()}
+            row["sampling_noise"] = (apart / square[0]) ** 0.5
             rows.append({k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()})
     return rows
 
 
-def products(times: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(draws,): <sum_i n_i one_i, sum_i n_i other_i> for each draw's counts n, (draws, N), of rows (N, size)."""
-    return ((times @ (one @ other.T)) * times).sum(1)
+class Vectors:
+    """All that is stored of the responses at one length, by their products alone: what is compared are combinations.
+
+    Args:
+        stored: of each response, (size,) vectors by key.
+        advantages: (N,), which every combination is multiplied by.
+    """
+
+    def __init__(self, stored: list[dict[str, np.ndarray]], advantages: np.ndarray):
+        self.advantages = advantages
+        self.place = {key: i for i, key in enumerate((i, key) for i, s in enumerate(stored) for key in s)}
+        rows = np.array([vector for s in stored for vector in s.values()], dtype=np.float64)
+        self.gram = rows @ rows.T
+
+    def combination(self, places: list[tuple[str, float]]) -> np.ndarray:
+        """(N, vectors): each response's multiple of one of its vectors."""
+        made = np.zeros((len(places), len(self.gram)))
+        for i, (key, multiple) in enumerate(places):
+            made[i, self.place[i, key]] = self.advantages[i] * multiple
+        return made
+
+    def products(self, times: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """(draws,): <sum_i n_i one_i, sum_i n_i other_i> for each draw's counts n, (draws, N)."""
+        return ((times @ (one @ self.gram @ other.T)) * times).sum(1)
 
 
 def crossings(rows: Sequence[dict]) -> dict[str, dict[str, float | None]]:
