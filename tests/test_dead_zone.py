@@ -1,4 +1,4 @@
-"""How late a run is behind its FP32 twin: the distance between numbers, the delay of curves that are known, the command."""
+"""How late a run is behind its FP32 twin: distances between numbers, delays of curves that are known, the command."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def test_the_command_finds_the_delays_of_a_sweep_and_draws_them(tmp_path, capsys
     assert delays == pytest.approx(
         {("fp32", "fp32"): 0, ("bf16", "bf16"): 24, ("bf16", "fp32"): 0, ("fp16", "fp16"): 3}, abs=1.0
     )
-    bf16, fp16 = ([r for r in made["rows"] if r["coarsest"] == name][0] for name in ("bf16", "fp16"))
+    bf16, fp16 = (next(r for r in made["rows"] if r["coarsest"] == name) for name in ("bf16", "fp16"))
     assert bf16["rate_over_spacing"] == pytest.approx(1e-6 / 2**-13) == fp16["rate_over_spacing"] / 8
     assert (tmp_path / "sweep" / "dead-zone.png").stat().st_size > 10_000
     assert "| 1e-06 | bf16 | bf16 | 0.00819 | 24" in capsys.readouterr().out
