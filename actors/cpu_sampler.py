@@ -1,9 +1,13 @@
-"""Draws of requests with seeds of their own on a CPU, for a whole batch at once.
+"""vLLM's sampler for CPUs, with draws for a whole batch at once and log-probabilities whose normaliser has no bias.
 
-vLLM's sampler for CPUs asks each request's generator for a number in turn at every token, a tenth of the sampling time
-of a small model. Here the number is a hash of the request's seed and of how many it has drawn, computed for all
-requests together; the draw itself stays vLLM's kernel. What a request is answered depends, as before, on its seed and
-on nothing else in the batch. On a GPU vLLM's own sampler does the same.
+Draws: vLLM asks each request's generator for a number in turn at every token, a tenth of the sampling time of a small
+model. Here the number is a hash of the request's seed and of how many it has drawn, computed for all requests
+together; the draw itself stays vLLM's kernel. What a request is answered depends, as before, on its seed and on nothing
+else in the batch. On a GPU vLLM's own sampler does the same.
+
+Log-probabilities: vLLM takes torch's log_softmax, whose float32 sum on a CPU comes out too small, by more the larger
+the vocabulary, so that every log mu is too large and the mismatch has a part that no engine made. `log_probs` sums as
+the trainer does.
 """
 
 import numpy as np
@@ -53,20 +57,25 @@ def install() -> None:
         TopKTopPSampler.forward_cpu = _forward_cpu
 
 
+def log_probs(logits: torch.Tensor) -> torch.Tensor:
+    """(B, V) logits, -inf where a token is filtered out -> (B, V) FP32 log-probabilities, as the trainer has them."""
+    logits = logits.float()
+    return logits - logits.logsumexp(dim=-1, keepdim=True)
+
+
 def _forward_cpu(self, logits, generators, k, p):
     """See `TopKTopPSampler.forward_cpu`: (B, V) FP32 logits -> (B,) tokens, and what ``logprobs_mode`` asks for."""
     from vllm.v1.sample.ops import topk_topp_sampler as vllm_sampler
 
+    logits = vllm_sampler.apply_top_k_top_p(logits, k, p)
     without_kernel = not hasattr(torch.ops._C, "fused_gumbel_argmax")  # an older vLLM
     if without_kernel or len(generators) < len(logits) or self.use_fp64_gumbel:
-        return self.forward_cpu_in_turn(logits, generators, k, p)
-    if not hasattr(self, "streams"):
-        self.streams = Streams()
-    logits = vllm_sampler.apply_top_k_top_p(logits, k, p)
-    reported = None
-    if self.logprobs_mode == "processed_logits":
-        reported = logits
-    elif self.logprobs_mode == "processed_logprobs":
-        reported = logits.log_softmax(dim=-1, dtype=torch.float32)
-    seeds = self.streams.next([generators[row] for row in range(len(logits))])
-    return torch.ops._C.fused_gumbel_argmax(logits.float(), seeds), reported
+        tokens, reported = self.forward_cpu_in_turn(logits, generators, None, None)
+    else:
+        if not hasattr(self, "streams"):
+            self.streams = Streams()
+        seeds = self.streams.next([generators[row] for row in range(len(logits))])
+        tokens, reported = torch.ops._C.fused_gumbel_argmax(logits.float(), seeds), logits
+    if self.logprobs_mode == "processed_logprobs":
+        reported = log_probs(logits)
+    return tokens, reported if self.logprobs_mode.startswith("processed") else None

@@ -1,14 +1,14 @@
 """Compare runs: `python scripts/plot_runs.py runs/objectives` or `python scripts/plot_runs.py RUN RUN ...`.
 
-Draws reward, accuracy, mismatch, loss scale, gradient norm and response length over steps and over wall time, as PNG
-and PDF, and prints the table of final values. Runs that differ in their seed alone are one line: the mean, with a band
-of one standard deviation. FP16 is solid, BF16 dashed.
+Draws reward, accuracy, mismatch, loss scale, gradient norm, response length and what was clipped or rejected, over
+steps and wall time, as PNG and PDF, and prints the table of final values. Runs that differ in their seed alone are one
+line: the mean, with a band of one standard deviation. FP16 is solid, BF16 dashed.
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -25,6 +25,10 @@ class Arguments:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """folders of runs, or folders that hold runs, such as a sweep's"""
+    quantities: tuple[str, ...] = ()
+    """which are drawn, such as reward, mismatch, clipped, rejected-geo (default: all that there are)"""
+    by: tuple[Literal["step", "time"], ...] = ("step", "time")
+    """what they are drawn over"""
     output_dir: Path | None = None
     """where the figures and table.md go (default: plots/ in the folder, or in the one right above several)"""
 
@@ -52,7 +56,7 @@ def main(arguments: Arguments) -> int:
     print_table(rows)
     from scripts.parts import run_figures, style
 
-    figures = run_figures.draw_all(groups)
+    figures = run_figures.draw_all(groups, arguments.quantities, arguments.by)
     for name, figure in figures.items():
         style.save(figure, folder / name)
     print(f"written to {folder}/: table.md, and as .png and .pdf {', '.join(figures)}")

@@ -16,6 +16,7 @@ def write_run(
     seconds: float = 2.0,
     accuracies: dict[int, float] | None = None,
     samples: list[dict] | None = None,
+    also: dict[str, float] | None = None,
 ) -> Path:
     """A run's folder with one step for each reward; without a status it has not ended.
 
@@ -25,6 +26,7 @@ def write_run(
         seconds: of each step.
         accuracies: by step; that of step 0 goes where a run puts it, into the summary.
         samples: lines of samples.jsonl.
+        also: further metrics of every step.
     """
     place.mkdir(parents=True)
     config = parse([*options, f"--output-dir={place}"])
@@ -46,7 +48,7 @@ def write_run(
         }
         if step in accuracies:
             record |= {"eval/accuracy": accuracies[step], "time/evaluate": 1.0}
-        records.append(record)
+        records.append(record | (also or {}))
     (place / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if samples is not None:
         (place / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))

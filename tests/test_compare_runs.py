@@ -169,7 +169,7 @@ def test_curves_hold_the_series_fp16_solid_and_bf16_dashed(sweep):
     figure = run_figures.draw_curves(groups)
     axes = np.array(figure.axes).reshape(-1, 2)
     labels = [axis.get_ylabel() for axis in axes[:, 0]]
-    assert labels == [quantity.label for quantity in run_figures.QUANTITIES]
+    assert labels == [quantity.label for quantity in run_figures.QUANTITIES[:7]], "nothing was clipped or rejected"
     fp16, bf16 = axes[0, 0].get_lines()
     assert (fp16.get_linestyle(), bf16.get_linestyle()) == ("-", "--")
     assert fp16.get_ydata() == pytest.approx([0.3, 0.5, 0.7])
@@ -186,6 +186,18 @@ def test_quantities_that_no_run_has_are_left_out(tmp_path):
     figure = run_figures.draw_curves(group_runs(find_runs([tmp_path])))
     assert "held-out accuracy" not in [axis.get_ylabel() for axis in figure.axes]
     assert list(run_figures.draw_all(group_runs(find_runs([tmp_path])))) == ["curves"], "one group has nothing to rank"
+
+
+def test_chosen_quantities_over_steps_alone(tmp_path):
+    write_run(tmp_path / "run", "--reject=geo", rewards=[0.1, 0.2], also={"objective/rejected_geo": 0.25})
+    groups = group_runs(find_runs([tmp_path]))
+    figure = run_figures.draw_curves(groups, ("rejected-geo", "reward"), ("step",))
+    assert [axis.get_ylabel() for axis in figure.axes] == ["training reward", "geo rejects"]
+    assert figure.axes[1].get_lines()[0].get_ydata().tolist() == [0.25, 0.25]
+    with pytest.raises(
+        UsageError, match=r"--quantities names nothing that these runs recorded: reward, .*rejected-geo"
+    ):
+        run_figures.draw_all(groups, ("rejected-k3",))
 
 
 def test_many_labels_get_a_panel_each(tmp_path):

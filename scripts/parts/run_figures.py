@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from learners.objectives import REJECTIONS
 from scripts.parts import style
 from scripts.parts.runs import LAST, Band, Group, band_over_steps, band_over_time, dtype_order, final_values
+from tasks.errors import require
 
 COLOURS = len(style.PALETTE)  # labels that one panel can tell apart
 
@@ -33,6 +35,8 @@ QUANTITIES = (
     Quantity("loss-scale", "precision/loss_scale", "loss scale", "log2"),
     Quantity("grad-norm", "precision/grad_norm", "gradient norm", "log"),
     Quantity("length", "train/response_length", "response length (tokens)"),
+    Quantity("clipped", "objective/clip_fraction", "share clipped", share=True),
+    *(Quantity(f"rejected-{name}", f"objective/rejected_{name}", f"{name} rejects", share=True) for name in REJECTIONS),
 )
 AXES: dict[str, tuple[str, Callable[..., Band]]] = {
     "step": ("step", band_over_steps),
@@ -40,7 +44,7 @@ AXES: dict[str, tuple[str, Callable[..., Band]]] = {
 }
 
 
-def draw_all(groups: Sequence[Group]) -> dict[str, object]:
+def draw_all(groups: Sequence[Group], chosen: Sequence[str] = (), by: Sequence[str] = tuple(AXES)) -> dict[str, object]:
     """Every figure that these runs call for, by file name: curves, and the final values if there are several groups.
 
     Up to five labels share the panels of one figure, told apart by colour and marker; with more, each quantity gets a
@@ -49,28 +53,36 @@ def draw_all(groups: Sequence[Group]) -> dict[str, object]:
     labels = list(dict.fromkeys(group.label for group in groups))
     figures = {}
     if len(labels) <= COLOURS:
-        figures["curves"] = draw_curves(groups)
+        figures["curves"] = draw_curves(groups, chosen, by)
     else:
-        for quantity in QUANTITIES:
-            if has_values(groups, quantity):
-                for axis in AXES:
-                    figures[f"{quantity.file}-by-{axis}"] = draw_panels(groups, quantity, axis)
+        for quantity in quantities_of(groups, chosen):
+            for axis in by:
+                figures[f"{quantity.file}-by-{axis}"] = draw_panels(groups, quantity, axis)
     if len(groups) > 1:
         figures["final"] = draw_final(groups)
     return figures
 
 
-def has_values(groups: Sequence[Group], quantity: Quantity) -> bool:
-    return any(len(band_over_steps(group.runs, quantity.key).x) for group in groups)
+def quantities_of(groups: Sequence[Group], chosen: Sequence[str] = ()) -> list[Quantity]:
+    """Those of the chosen quantities, or of all, that the runs recorded.
+
+    Raises:
+        UsageError: none is left.
+    """
+    found = [q for q in QUANTITIES if any(len(band_over_steps(group.runs, q.key).x) for group in groups)]
+    left = [q for q in found if q.file in chosen or not chosen]
+    require(bool(left), f"--quantities names nothing that these runs recorded: {', '.join(q.file for q in found)}.")
+    return left
 
 
-def draw_curves(groups: Sequence[Group]):
-    """A row for each quantity, over steps on the left and wall time on the right."""
-    quantities = [quantity for quantity in QUANTITIES if has_values(groups, quantity)]
+def draw_curves(groups: Sequence[Group], chosen: Sequence[str] = (), by: Sequence[str] = tuple(AXES)):
+    """A row for each quantity, a column for each axis."""
+    quantities = quantities_of(groups, chosen)
     labels = list(dict.fromkeys(group.label for group in groups))
-    made, axes = style.figure(len(quantities), 2, (8.2, 1.75 * len(quantities) + 0.9), sharex="col", sharey="row")
+    size = (8.2, 1.75 * len(quantities) + 0.9)
+    made, axes = style.figure(len(quantities), len(by), size, sharex="col", sharey="row")
     for row, quantity in enumerate(quantities):
-        for column, (label, band_of) in enumerate(AXES.values()):
+        for column, (label, band_of) in enumerate(AXES[axis] for axis in by):
             axis = axes[row, column]
             for group in groups:
                 index = labels.index(group.label)

@@ -12,7 +12,7 @@ from learners.objectives import OBJECTIVES
 from tasks.errors import UsageError, require
 
 # Options that say nothing about what a run measures.
-UNLABELLED = {"seed", "output_dir", "name", "log_samples", "save_model", "dtype", "train_dtype", "sample_dtype"}
+UNLABELLED = set("seed output_dir name log_samples save_model save_every dtype train_dtype sample_dtype".split())
 OBJECTIVE_ORDER = list(OBJECTIVES)
 LAST = 5  # steps that a final value is the mean of
 
