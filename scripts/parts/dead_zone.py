@@ -1,8 +1,9 @@
 """How late a run is behind its FP32 twin, against the rate in units of the distance between two of its dtype's numbers.
 
 Adam moves a weight by about the rate. While that is small beside the distance to the weight's neighbours in the dtype
-that computes, the rounded weight stays where it is for many updates: the dead zone. `scripts/update_reach.py
---dead-zone` is the command.
+that computes, the rounded weight stays where it is for many updates: the dead zone. It ends: once the masters have
+moved by that distance they lie anywhere between two numbers, and rounding goes either way. The delay is therefore that
+of the first spacing / rate updates. `scripts/update_reach.py --dead-zone` is the command.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from tasks.errors import require
 MANTISSA_BITS = {"fp16": 10, "bf16": 7, "fp32": 23}
 SMALLEST_EXPONENT = {"fp16": -14, "bf16": -126, "fp32": -126}  # of normal numbers
 DEGREE = 5  # of the polynomial that stands for FP32's curve
+FEWEST = 3  # steps that a delay is fitted to, however soon the weights have moved
 
 
 def spacing(weights: np.ndarray, dtype: str) -> np.ndarray:
@@ -36,8 +38,8 @@ def curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([[0.0], updates[:-1]]), rewards
 
 
-def delay(updates: np.ndarray, rewards: np.ndarray, twin: np.ndarray, smooth: np.ndarray) -> float:
-    """By how many updates a curve comes after its FP32 twin: the shift of the smooth curve that fits best.
+def delay(updates: np.ndarray, rewards: np.ndarray, twin: np.ndarray, smooth: np.ndarray, until: float) -> float:
+    """By how many updates a curve comes after its FP32 twin at first: the shift of the smooth curve that fits best.
 
     What is fitted is the difference of the twins: they have the same prompts, whose luck is then in neither.
 
@@ -46,10 +48,14 @@ def delay(updates: np.ndarray, rewards: np.ndarray, twin: np.ndarray, smooth: np
         rewards: (steps,) of the run.
         twin: (steps,) of the FP32 run with the same seed.
         smooth: (steps,) FP32's curve over all seeds, without noise; before the first update it is as at the first.
+        until: the updates that are looked at; of the first `FEWEST` steps after the very first at least.
     """
-    shifts = np.arange(-updates[-1] / 4, updates[-1] + 0.25, 0.25)
-    moved = np.interp(updates - shifts[:, None], updates, smooth)
-    errors = np.square((rewards - twin) - (moved - smooth)).sum(1)
+    seen = updates <= max(until, updates[FEWEST])
+    rewards, twin = rewards[seen], twin[seen]
+    last = updates[seen][-1]
+    shifts = np.arange(-last / 2, last + 0.25, 0.25)
+    moved = np.interp(updates[seen] - shifts[:, None], updates, smooth)
+    errors = np.square((rewards - twin) - (moved - smooth[seen])).sum(1)
     return float(shifts[errors.argmin()])
 
 
@@ -68,7 +74,9 @@ class Late:
     reward: list[float]
     """mean over seeds, at each of these updates"""
     delays: list[float]
-    """of each seed, updates"""
+    """of each seed, updates; over the first spacing / rate of them"""
+    moved: float
+    """updates x rate / spacing at the run's end: below 1 the run ended in the dead zone, its delay a lower bound"""
 
     @property
     def mean(self) -> float:
@@ -96,11 +104,13 @@ def late(runs: Sequence[Run], median_weight: float) -> list[Late]:
         same = {len(rewards) for rewards in (*curves.values(), *(r for _, r in exact))} == {len(updates)}
         require(same, f"The runs at rate {rate:g} do not have the same number of steps; compare those that do.")
         smooth = np.polynomial.Polynomial.fit(updates, np.mean([r for _, r in exact], 0), DEGREE)(updates)
-        delays = [delay(updates, rewards, curve(twins[seed])[1], smooth) for seed, rewards in sorted(curves.items())]
         coarsest = min(train, sample, key=MANTISSA_BITS.get)
         relative = rate / float(spacing(np.array([median_weight]), coarsest)[0])
+        delays = [delay(updates, y, curve(twins[seed])[1], smooth, 1 / relative) for seed, y in sorted(curves.items())]
         reward = np.mean(list(curves.values()), 0).tolist()
-        made.append(Late(rate, train, sample, coarsest, relative, updates.tolist(), reward, delays))
+        made.append(
+            Late(rate, train, sample, coarsest, relative, updates.tolist(), reward, delays, updates[-1] * relative)
+        )
     return made
 
 
@@ -112,7 +122,7 @@ def _order(item: tuple) -> tuple:
 def markdown(rows: Sequence[Late]) -> str:
     lines = ["| rate | trainer | sampler | rate / spacing | delay, updates | seeds |", "|---|---|---|---|---|---|"]
     for row in rows:
-        late_by = f"{row.mean:.1f} ± {deviation(row.delays):.1f}"
+        late_by = f"{'at least ' * (row.moved < 1)}{row.mean:.1f} ± {deviation(row.delays):.1f}"
         names = f"{row.rate:g} | {row.train_dtype} | {row.sample_dtype}"
         lines.append(f"| {names} | {row.rate_over_spacing:.3g} | {late_by} | {len(row.delays)} |")
     return "\n".join(lines) + "\n"
