@@ -109,7 +109,7 @@ def late(runs: Sequence[Run], median_weight: float) -> list[Late]:
         delays = [delay(updates, y, curve(twins[seed])[1], smooth, 1 / relative) for seed, y in sorted(curves.items())]
         reward = np.mean(list(curves.values()), 0).tolist()
         made.append(
-            Late(rate, train, sample, coarsest, relative, updates.tolist(), reward, delays, updates[-1] * relative)
+            Late(rate, train, sample, coarsest, relative, updates.tolist(), reward, delays, float(updates[-1] * relative))
         )
     return made
 
