@@ -73,6 +73,10 @@ def test_the_command_finds_the_delays_of_a_sweep_and_draws_them(tmp_path, capsys
     )
     bf16, fp16 = (next(r for r in made["rows"] if r["coarsest"] == name) for name in ("bf16", "fp16"))
     assert bf16["rate_over_spacing"] == pytest.approx(1e-6 / 2**-13) == fp16["rate_over_spacing"] / 8
+    ratios = [1e-6 / 2**-13, 1e-6 / 2**-16]  # least squares of 24 and 3 updates over their inverses
+    assert made["delay_factor"] == pytest.approx(
+        (24 / ratios[0] + 3 / ratios[1]) / sum(r**-2 for r in ratios), rel=0.05
+    )
     assert (tmp_path / "sweep" / "dead-zone.png").stat().st_size > 10_000
     assert "| 1e-06 | bf16 | bf16 | 0.00819 | 24" in capsys.readouterr().out
 

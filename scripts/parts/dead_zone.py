@@ -108,15 +108,20 @@ def late(runs: Sequence[Run], median_weight: float) -> list[Late]:
         relative = rate / float(spacing(np.array([median_weight]), coarsest)[0])
         delays = [delay(updates, y, curve(twins[seed])[1], smooth, 1 / relative) for seed, y in sorted(curves.items())]
         reward = np.mean(list(curves.values()), 0).tolist()
-        made.append(
-            Late(rate, train, sample, coarsest, relative, updates.tolist(), reward, delays, float(updates[-1] * relative))
-        )
+        moved = float(updates[-1] * relative)
+        made.append(Late(rate, train, sample, coarsest, relative, updates.tolist(), reward, delays, moved))
     return made
 
 
 def _order(item: tuple) -> tuple:
     (rate, train, sample), _ = item
     return rate, train != sample, -MANTISSA_BITS[train], -MANTISSA_BITS[sample]
+
+
+def delay_factor(rows: Sequence[Late]) -> float:
+    """c of delay = c x spacing / rate, by least squares, over the runs whose sampler has the coarsest dtype."""
+    kept = [row for row in rows if row.sample_dtype == row.coarsest != "fp32"]
+    return sum(row.mean / row.rate_over_spacing for row in kept) / sum(row.rate_over_spacing**-2 for row in kept)
 
 
 def markdown(rows: Sequence[Late]) -> str:
@@ -129,7 +134,11 @@ def markdown(rows: Sequence[Late]) -> str:
 
 
 def to_dict(rows: Sequence[Late], median_weight: float) -> dict:
-    return {"median_weight": median_weight, "rows": [asdict(row) | {"delay": row.mean} for row in rows]}
+    return {
+        "median_weight": median_weight,
+        "delay_factor": delay_factor(rows),
+        "rows": [asdict(row) | {"delay": row.mean} for row in rows],
+    }
 
 
 def draw(rows: Sequence[Late]):
@@ -145,7 +154,7 @@ def draw(rows: Sequence[Late]):
     for dtype in ("fp16", "bf16", "fp32"):
         left.plot([], [], style.LINES[dtype], color=style.COLORS[dtype], label=style.short(dtype))
     left.set(xlabel="updates", ylabel="training reward", title="Both sides in one dtype, at constant rates")
-    left.legend(loc="upper left", title="rate: at the lines' ends")
+    left.legend(loc="lower right", title="rate: at the lines' ends")
     halves = [row for row in rows if row.coarsest != "fp32"]
     right.axhline(0, color=style.COLORS["fp32"], linestyle=style.LINES["fp32"], linewidth=1)
     for row in halves:
@@ -153,14 +162,13 @@ def draw(rows: Sequence[Late]):
         marker = {1: "v", 2: "^", 3: "o"}[sides]
         right.errorbar(row.rate_over_spacing, row.mean, deviation(row.delays), fmt=marker, markersize=5, capsize=2,
                        color=style.COLORS[row.coarsest], fillstyle="none" if sides == 1 else "full")  # fmt: skip
-    xs = np.geomspace(min(row.rate_over_spacing for row in halves), max(row.rate_over_spacing for row in halves), 99)
-    top = 1.25 * max(row.mean for row in halves)
-    right.plot(xs, 0.5 / xs, color="black", linewidth=0.9, label="until a weight on a number is nearer to the next")
+    relative = [row.rate_over_spacing for row in halves]
+    xs, factor = np.geomspace(min(relative), max(relative), 99), delay_factor(rows)
+    right.plot(xs, factor / xs, color="black", linewidth=0.9, label=f"{factor:.2f} x distance / rate")
     for marker, fill, text in (("o", "full", "both sides"), ("^", "full", "sampler alone, trainer FP32"),
                                ("v", "none", "trainer alone, sampler FP32")):  # fmt: skip
         right.plot([], [], marker, color="#555555", fillstyle=fill, label=text)
-    right.set(xscale="log", xlabel="rate / distance between two numbers of the dtype, at the median weight",
+    right.set(xscale="log", xlabel="rate / distance of the dtype's numbers at the median weight",
               ylabel="updates behind FP32", title="How late: blue FP16, orange BF16")  # fmt: skip
-    right.set_ylim(-0.15 * top, top)
     right.legend(loc="upper right")
     return made

@@ -18,7 +18,7 @@ from scripts.parts.responses import Response
 from scripts.parts.statistics import Interval, interval, resamples
 
 LENGTHS = tuple(2**power for power in range(3, 16))  # 8 to 32,768 tokens
-LAGS = 32  # tokens over which log ratios may depend on each other
+LAGS = 32  # tokens over which log ratios may depend on each other; of short responses, half of their mean length
 FEWEST = 8  # responses of a length, for a measured share
 
 
@@ -79,7 +79,8 @@ def horizon_of(
     """
     log_ratio = np.asarray(log_pi, float) - np.asarray(log_mu, float)
     times = np.array([np.ones(len(starts)), *resamples(len(starts), replicates, seed)])  # the sample itself first
-    products, counts = lagged_products(log_ratio, starts)
+    lags = max(1, min(LAGS, len(log_ratio) // (2 * len(starts))))  # a lag that few pairs have would decide all
+    products, counts = lagged_products(log_ratio, starts, lags)
     covariances = autocovariance(products, counts, times)
 
     def spread(values: np.ndarray) -> Interval:
@@ -135,7 +136,7 @@ def kish_share(log_weights: np.ndarray, times: np.ndarray) -> np.ndarray:
     return (times @ weights) ** 2 / (times.sum(1) * (times @ weights**2))
 
 
-def lagged_products(log_ratio: np.ndarray, starts: np.ndarray, lags: int = LAGS) -> tuple[np.ndarray, np.ndarray]:
+def lagged_products(log_ratio: np.ndarray, starts: np.ndarray, lags: int) -> tuple[np.ndarray, np.ndarray]:
     """Sums over each response of the products of log ratios, less their mean, that are k tokens apart, and how many.
 
     Returns:
@@ -200,15 +201,18 @@ def ragged(responses: Iterable[Response]) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def tokens_text(value: Interval) -> str:
     """Example: ``203 [161, 265]``; a length that is not reached, or not resolved, is "never" or "?"."""
-    estimate, low, high = (f"{x:,.0f}" if math.isfinite(x) else "" for x in (value.estimate, value.low, value.high))
-    return f"{estimate or 'never'} [{low or '?'}, {high or '?'}]"
+
+    def text(length: float) -> str:
+        return "" if not math.isfinite(length) else f"{length:,.0f}" if length < 1e6 else f"{length:.1e}"
+
+    return f"{text(value.estimate) or 'never'} [{text(value.low) or '?'}, {text(value.high) or '?'}]"
 
 
 def markdown(horizons: dict[str, Horizon]) -> str:
     """A table of the shares at each length: measured on prefixes / log-normal, for each dtype."""
 
     def text(value: Interval | None) -> str:
-        return "-" if value is None else f"{value.estimate:.3g} [{value.low:.3g}, {value.high:.3g}]"
+        return "-" if value is None else f"{value.estimate:.4g} [{value.low:.4g}, {value.high:.4g}]"
 
     heads = [f"{dtype.upper()}, {how}" for dtype in horizons for how in ("measured", "log-normal")]
     lines = ["Share of the sample that weights of responses leave, on their first so many tokens:", ""]
@@ -227,7 +231,7 @@ def draw(horizons: dict[str, Horizon], title: str):
     """Share of the sample against the length of the responses: measured marks, extrapolated lines; by dtype."""
     from scripts.parts import style
 
-    made, ((axis,),) = style.figure(1, 1, (6.4, 3.6))
+    made, ((axis,),) = style.figure(1, 1, (6.4, 4.2))
     axis.axhline(0.5, color="#9a9a9a", linewidth=0.8)
     for dtype, horizon in horizons.items():
         look, columns = {"color": style.COLORS[dtype]}, lambda shares: np.array(list(map(astuple, shares))).T
@@ -239,11 +243,12 @@ def draw(horizons: dict[str, Horizon], title: str):
         if seen:
             estimate, low, high = columns(s for _, s in seen)
             bars = np.maximum([estimate - low, high - estimate], 0)  # rounding may put an estimate just outside
-            axis.errorbar([n for n, _ in seen], estimate, bars, fmt="o", **look, markersize=4, capsize=2,
-                          label=f"{style.short(dtype)}, measured on the first tokens of responses")  # fmt: skip
+            axis.errorbar([n for n, _ in seen], estimate, bars, fmt="o", **look, markersize=4, capsize=2)
+    axis.errorbar([], [], [], fmt="o", color="#555555", markersize=4, label="measured on the responses' first tokens")
+    axis.plot([], [], color="#555555", label="extrapolated, log-normal")
     axis.set(xscale="log", xlabel="length of the responses (tokens)", title=title, ylim=(0, 1.03),
              ylabel="share of the sample that is left")  # fmt: skip
     axis.set_xticks(ticks := horizon.lengths[::2], [f"{n:,}" for n in ticks])
     axis.minorticks_off()
-    axis.legend(loc="lower left")
+    made.legend(loc="outside lower center", ncols=2)
     return made
