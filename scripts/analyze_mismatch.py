@@ -95,6 +95,7 @@ class Arguments:
 
 # What the sampled and scored responses do not depend on.
 FREE_TO_CHANGE = {"dtype", "layers", "output_dir", "bootstrap", "confidence", "max_num_seqs", "vllm_gpu_ratio"}
+FREE_TO_CHANGE |= {"objectives", "reject", "lengths", "advantages", "differentiate", "sketch"}  # gradient_error.py's
 LAYER_TOKENS = 512  # of a sequence, at most, in the comparison of layers
 
 
