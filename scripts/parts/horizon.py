@@ -231,7 +231,7 @@ def draw(horizons: dict[str, Horizon], title: str):
     """Share of the sample against the length of the responses: measured marks, extrapolated lines; by dtype."""
     from scripts.parts import style
 
-    made, ((axis,),) = style.figure(1, 1, (6.4, 4.2))
+    made, ((axis,),) = style.figure(1, 1, (7.4, 4.3))
     axis.axhline(0.5, color="#9a9a9a", linewidth=0.8)
     for dtype, horizon in horizons.items():
         look, columns = {"color": style.COLORS[dtype]}, lambda shares: np.array(list(map(astuple, shares))).T
@@ -244,7 +244,7 @@ def draw(horizons: dict[str, Horizon], title: str):
             estimate, low, high = columns(s for _, s in seen)
             bars = np.maximum([estimate - low, high - estimate], 0)  # rounding may put an estimate just outside
             axis.errorbar([n for n, _ in seen], estimate, bars, fmt="o", **look, markersize=4, capsize=2)
-    axis.errorbar([], [], [], fmt="o", color="#555555", markersize=4, label="measured on the responses' first tokens")
+    axis.errorbar([], [], [], fmt="o", color="#555555", markersize=4, label="measured on first tokens")
     axis.plot([], [], color="#555555", label="extrapolated, log-normal")
     axis.set(xscale="log", xlabel="length of the responses (tokens)", title=title, ylim=(0, 1.03),
              ylabel="share of the sample that is left")  # fmt: skip
