@@ -42,16 +42,16 @@ def value_at(content, path: str) -> float:
 
     Args:
         content: of a JSON file, or the rows of a CSV file.
-        path: keys, with dots between them; [key=value,...] after a key, or alone, keeps the rows of a list that have
-            these, and what follows is averaged over them. Example: ``rows[dtype=bf16,length=64].cosine``.
+        path: keys, with dots between them; [key=value;...] after a key, or alone, keeps the rows of a list that have
+            these, and what follows is averaged over them. Example: ``rows[dtype=bf16;length=64].cosine``.
 
     Returns:
         NaN where it is not there.
     """
     for i, part in enumerate(parts := re.findall(r"[^.\[\]]+|\[[^\]]*\]", path)):
         if part.startswith("["):
-            wanted = [pair.split("=") for pair in part[1:-1].split(",")]
-            rows = [row for row in content if all(str(row.get(key)) == value for key, value in wanted)]
+            wanted = [pair.partition("=") for pair in part[1:-1].split(";")]
+            rows = [row for row in content if all(str(row.get(key)) == value for key, _, value in wanted)]
             values = [value_at(row, ".".join(parts[i + 1 :])) for row in rows]
             return sum(values) / len(values) if values else math.nan
         if not isinstance(content, dict) or part not in content:

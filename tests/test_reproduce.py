@@ -16,11 +16,13 @@ NAMED = {"matrix", "mismatch", "gradient", "horizon", "dead-zone", "objectives"}
 
 def test_numbers_are_found_by_keys_and_by_rows_that_match():
     rows = [{"dtype": "fp16", "n": 8, "x": 1.0}, {"dtype": "bf16", "n": 8, "x": 2.0}, {"dtype": "bf16", "n": 9, "x": 5}]
+    rows += [{"dtype": "a b=1 (c, d)", "n": 7, "x": 9}]
     content = {"rows": rows, "a": {"b": {"x": "0.5"}}}
     assert reproduce.value_at(content, "a.b.x") == 0.5
     assert reproduce.value_at(content, "rows[dtype=bf16].x") == 3.5
-    assert reproduce.value_at(content, "rows[dtype=bf16,n=9].x") == 5
+    assert reproduce.value_at(content, "rows[dtype=bf16;n=9].x") == 5
     assert reproduce.value_at(rows, "[n=8].x") == 1.5
+    assert reproduce.value_at(rows, "[dtype=a b=1 (c, d);n=7].x") == 9
     for absent in ("a.c.x", "rows[dtype=fp32].x", "a.b", "rows[none=1].x"):
         assert math.isnan(reproduce.value_at(content, absent))
 
