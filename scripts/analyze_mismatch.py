@@ -2,8 +2,9 @@
 
 For each dtype, vLLM samples responses and reports their log-probabilities mu; then the trainer's model, in the same
 dtype, gives pi of the same tokens. Out come the paper's figure, a table of every mismatch metric with bootstrap
-intervals, the ratio of the dtypes, and the responses themselves with both log-probabilities (parquet). An analysis that
-was interrupted goes on where it stopped when the same command is given again. docs/analysis.md says how to read it.
+intervals, the ratio of the dtypes, the length at which importance weights are lost, and the responses themselves with
+both log-probabilities (parquet). An analysis that was interrupted goes on where it stopped when the same command is
+given again. docs/analysis.md says how to read it.
 """
 
 import hashlib
@@ -278,22 +279,29 @@ def compare_layers(arguments: Arguments, config, chunks: dict, folder: Path) -> 
 
 def analyse(arguments: Arguments, config, chunks: dict, folder: Path, seconds: float) -> None:
     """The table and the figure, from the scored responses."""
-    from scripts.parts import mismatch_figure, style
+    from scripts.parts import horizon, mismatch_figure, style
     from scripts.parts.mismatch_table import MismatchTable
     from scripts.parts.statistics import ResponseTallies
 
-    tallies, pictures = {}, {}
+    tallies, pictures, horizons = {}, {}, {}
     for name, chunk in chunks.items():
         tallies[name] = ResponseTallies(r for responses in chunk.scored() for r in responses)
         pictures[name] = mismatch_figure.MismatchPicture.of(r for responses in chunk.scored() for r in responses)
+        tokens = horizon.ragged(r for responses in chunk.scored() for r in responses)
+        horizons[name] = horizon.horizon_of(*tokens, horizon.LENGTHS, arguments.bootstrap, arguments.confidence)
     table = MismatchTable.of(tallies, arguments.bootstrap, arguments.confidence, arguments.seed)
     model = model_name(config)
     sizes = [f"{name}: {len(p.lengths)} responses, {sum(p.lengths):,} tokens" for name, p in pictures.items()]
-    (folder / "mismatch.md").write_text(table.markdown(f"{model}; {'; '.join(sizes)}"))
-    (folder / "mismatch.json").write_text(json.dumps(table.to_dict() | describe(seconds), indent=2) + "\n")
+    caption = f"{model}; {'; '.join(sizes)}"
+    (folder / "mismatch.md").write_text(f"{table.markdown(caption)}\n{horizon.markdown(horizons)}")
+    numbers = table.to_dict() | {"horizon": {name: made.to_dict() for name, made in horizons.items()}}
+    (folder / "mismatch.json").write_text(json.dumps(numbers | describe(seconds), indent=2) + "\n")
     figure = mismatch_figure.draw(pictures, table.kl_notes(), f"Sampler and trainer, {model}")
     style.save(figure, folder / "mismatch")
-    table.print(f"{model}; {'; '.join(sizes)}")
+    style.save(horizon.draw(horizons, f"Importance weights, {model}"), folder / "horizon")
+    table.print(caption)
+    for name, made in horizons.items():
+        print(f"{name}: weights of responses lose half of the sample above {horizon.tokens_text(made.half)} tokens")
 
 
 def model_name(config) -> str:

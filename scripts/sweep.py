@@ -38,6 +38,8 @@ class Arguments:
     """runs at a time; the cores are divided among them"""
     extra: tuple[str, ...] = ()
     """more options of train.py, for every run, in place of the file's: --extra=--max-steps=2"""
+    only: tuple[str, ...] = ()
+    """of what varies these values alone, as the file writes them: --only dtype=fp16 seed=0,1"""
 
 
 def read_grid(file: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
@@ -85,6 +87,22 @@ def _name(option: str) -> str:
     return option.partition("=")[0].lstrip("-").replace("-", "_")
 
 
+def chosen(combinations: list[dict[str, str]], only: tuple[str, ...]) -> list[dict[str, str]]:
+    """The combinations that have the values of ``only``.
+
+    Raises:
+        UsageError: it names what does not vary, or a value that is not there.
+    """
+    for text in only:
+        name, _, values = text.partition("=")
+        there = list(dict.fromkeys(one.get(name) for one in combinations))
+        require(there != [None], f"--only {text} names nothing that varies; {', '.join(combinations[0])} do.")
+        for value in values.split(","):
+            require(value in there, f"--only {text}: {name} has no value {value}; it has {', '.join(there)}.")
+        combinations = [one for one in combinations if one[name] in values.split(",")]
+    return combinations
+
+
 def plan(arguments: Arguments, folder: Path) -> list[Job]:
     """A job for every combination, each checked by the training command's own parser before anything runs.
 
@@ -94,6 +112,7 @@ def plan(arguments: Arguments, folder: Path) -> list[Job]:
     from learners.command_line import parse
 
     fixed, combinations = read_grid(arguments.file)
+    combinations = chosen(combinations, arguments.only)
     for option in arguments.extra:
         is_option = option.startswith("--") and "=" in option
         require(is_option, f"--extra={option} is no option with a value; write it as --extra=--name=value.")

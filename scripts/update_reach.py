@@ -4,6 +4,9 @@ The optimiser moves FP32 master weights; both engines compute with their casts t
 moved by less than half the distance between two neighbours in that dtype has not moved at all. For each checkpoint of a
 run this prints which share of the weights have moved from the model the run started from, and the reach: the movement
 of the casts, projected on that of the masters (1: all of it arrives, 0: none).
+
+`--dead-zone runs/dead_zone` looks at the other end: how many updates the runs of scripts/sweeps/dead_zone.yaml are
+behind their FP32 twins in reward.
 """
 
 import json
@@ -24,8 +27,10 @@ from tasks.errors import require
 class Arguments:
     """Compare the master weights in a run's checkpoints, and their casts, with the model the run started from."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """folders of runs; give train.py --save-every 1 --keep 100 to have every step's checkpoint"""
+    dead_zone: Path | None = None
+    """instead: a folder of runs over rates, dtypes and seeds; dead-zone.json, .md, .png and .pdf are written into it"""
 
 
 def reach(start, master, dtype) -> tuple[int, float, float]:
@@ -56,15 +61,21 @@ def masters(checkpoint: Path):
                     yield name.removeprefix("master/"), tensors.get_tensor(name)
 
 
+def weights(model: str):
+    """(name, FP32 tensor) of every weight of a model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    for name, weight in AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).named_parameters():
+        yield name, weight.detach()
+
+
 def table_of(run: Path):
     """A row for each checkpoint: run, dtype, step, share of casts that moved, reach.
 
     Raises:
         UsageError: the folder has no checkpoints, or they are of adapters.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from learners.command_line import parse
     from learners.options.precision import TORCH_DTYPES
     from learners.record.run_files import CHECKPOINTS
@@ -75,12 +86,12 @@ def table_of(run: Path):
     config = json.loads((run / "config.json").read_text())
     dtype, model = config["precision"]["train_dtype"], config["model"]["model"]
     path = parse([f"--model={model}", "--wandb=disabled"]).model_path
-    start = dict(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).named_parameters())
+    start = dict(weights(path))
     for checkpoint in checkpoints:
         moved, along, length, size = 0, 0.0, 0.0, 0
         for name, master in masters(checkpoint):
             require(name in start, f"{checkpoint} holds {name}, which is no weight of {model}; adapters will not do.")
-            parts = reach(start[name].detach().flatten(), master, TORCH_DTYPES[dtype])
+            parts = reach(start[name].flatten(), master, TORCH_DTYPES[dtype])
             moved, along, length, size = moved + parts[0], along + parts[1], length + parts[2], size + master.numel()
         yield (
             run.name,
@@ -91,7 +102,36 @@ def table_of(run: Path):
         )
 
 
+def show_delays(folder: Path) -> int:
+    """Compare a sweep's runs with their FP32 twins, and write what comes out beside them.
+
+    Raises:
+        UsageError: see `find_runs` and `late`; or the runs are of several models.
+    """
+    import numpy as np
+
+    from learners.command_line import parse
+    from scripts.parts import dead_zone, style
+    from scripts.parts.runs import find_runs
+
+    runs = find_runs([folder])
+    models = {run.options["model"] for run in runs}
+    require(len(models) == 1, f"{folder} holds runs of several models, {', '.join(sorted(models))}; compare one's.")
+    model = parse([f"--model={models.pop()}", "--wandb=disabled"]).model_path
+    median = float(np.median(np.concatenate([np.abs(w.numpy().ravel()) for _, w in weights(model)])))
+    rows = dead_zone.late(runs, median)
+    require(any(row.coarsest != "fp32" for row in rows), f"{folder} has no finished run in FP16 or BF16 yet.")
+    (folder / "dead-zone.json").write_text(json.dumps(dead_zone.to_dict(rows, median), indent=2) + "\n")
+    (folder / "dead-zone.md").write_text(dead_zone.markdown(rows))
+    style.save(dead_zone.draw(rows), folder / "dead-zone")
+    print(f"median weight {median:.4g}\n\n{dead_zone.markdown(rows)}")
+    print(f"written to {folder}/: dead-zone.json, .md, .png, .pdf")
+    return 0
+
+
 def main(arguments: Arguments) -> int:
+    if arguments.dead_zone is not None:
+        return show_delays(arguments.dead_zone)
     require(bool(arguments.runs), "Name at least one folder of a run.")
     import transformers.utils.logging
     from rich.console import Console

@@ -54,6 +54,18 @@ def test_what_is_no_grid_is_refused(tmp_path, content, part):
         sweep.read_grid(file)
 
 
+def test_only_some_of_what_varies_can_be_asked_for():
+    _, combinations = sweep.read_grid(ROOT / "scripts" / "sweeps" / "precision_objectives.yaml")
+    some = sweep.chosen(combinations, ("objective=grpo,gspo", "seed=1"))
+    assert [(one["objective"], one["dtype"], one["seed"]) for one in some] == [
+        (objective, dtype, "1") for objective in ("grpo", "gspo") for dtype in ("fp16", "bf16")
+    ]
+    with pytest.raises(UsageError, match="--only lr=1 names nothing that varies; objective, dtype, seed do"):
+        sweep.chosen(combinations, ("lr=1",))
+    with pytest.raises(UsageError, match="seed has no value 7; it has 0, 1, 2"):
+        sweep.chosen(combinations, ("seed=0,7",))
+
+
 def test_the_matrix_of_the_paper_is_complete():
     _, combinations = sweep.read_grid(ROOT / "scripts" / "sweeps" / "precision_objectives.yaml")
     assert len(combinations) == 2 * 11 * 3
