@@ -16,15 +16,14 @@ class Value:
     expression  parts is LaTeX without spaces
     words       parts is text in small letters; "52 in base 8" too
     quantity    parts is an expression, note its unit
-    many        parts are values in no order: a list, a set, a union
+    many        parts are values in no order: a list, a set, a union; or the equations of "x = 1, y = 2"
     row         parts are values in their order, note the brackets, "[)", or the lengths of a matrix's rows
-    named       parts are the values of "x = 1, y = 2", note their names
     equation    parts are its sides, LaTeX without spaces, note =, < or \le
-    ratio       parts are numbers, also of a clock, note whether it may be a clock's and am, pm or nothing
+    ratio       parts are numbers, as they are written, also of a clock, note is am, pm or nothing
     """
 
     kind: str
-    parts: "str | tuple[str | int | Value, ...] | Value"
+    parts: "str | tuple[str | Value, ...] | Value"
     note: object = None
 
     @property
@@ -33,23 +32,27 @@ class Value:
         return self.parts[0] if self.note == "=" and _NAME.fullmatch(self.parts[0]) else None
 
 
-_NO_SOLUTION = "no solution|no solutions|no real solution|no real solutions|empty set|the empty set|empty|\\emptyset"
-_ALL_REALS = "all real numbers|all reals|the real numbers|\\mathbb{r}|(-\\infty,\\infty)"
 _SYNONYMS = {
-    synonym: synonyms.partition("|")[0]
-    for synonyms in (_NO_SOLUTION, _ALL_REALS, "does not exist|dne|undefined", "\\infty|infinite")
+    synonym: meaning
+    for meaning, synonyms in {
+        "\\emptyset": "no solution|no solutions|no real solution|no real solutions|empty set|the empty set|empty|\\{\\}",
+        "(-\\infty,\\infty)": "all real numbers|all reals|the real numbers|\\reals",
+        "\\text{undefined}": "does not exist|dne",
+        "\\infty": "infinity|infinite|+\\infty",
+    }.items()
     for synonym in synonyms.split("|")
 }
 _CORNERS = r"\|?[A-Z]{2,3}(?:_\w|_\{\w+\})?\|?"  # a length or a triangle
 _NAMED = r"[A-Z](?:_\{[^{}]*\}|_\w)?"
 _NAME = re.compile(
-    rf"\([a-zA-Z](,[a-zA-Z])+\)|\\text\{{[^{{}}]*\}}|m?\\(?:angle|triangle)[A-Za-z_{{}}0-9 ]+|\[[A-Z]{{3,}}\]"
+    rf"\(\\?[a-zA-Z]+(,\\?[a-zA-Z]+)+\)|\\text\{{[^{{}}]*\}}|m?\\(?:angle|triangle)[A-Za-z_{{}}0-9 ]+|\[[A-Z]{{3,}}\]"
     rf"|\\frac\{{(d\w|{_CORNERS})\}}\{{(d\w|{_CORNERS})\}}|{_CORNERS}([/:]{_CORNERS})?|{_NAMED}:{_NAMED}"
+    r"|\\(?:lim|int)(?![a-zA-Z]).*|\\begin\{vmatrix\}.*|P\([^()=]*\)"  # whose value is asked, and not computed here
     r"|(\\[a-zA-Z]+|[a-zA-Z])'*(_(\{[^{}]*\}|\w))?(\^\{-1\})?'*(\([a-zA-Z0-9,]*\))?"
 )
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(,\d{3})+(?![\d,])")
 _BASED = re.compile(r"(-?)\(?(\d[0-9A-Fa-f]*)\)?_\{?(?:\\text\{)?(\d{1,2})\}{0,2}")
-_CLOCK = re.compile(r"(\d+):(\d+)(?::(\d+))?(?:\\text\{)?([apAP]\.?[mM]\.?)?\}?")
+_RATIO = re.compile(r"(\d+(?::\d+){1,2})(?:\\text\{)?([apAP]\.?[mM]\.?)?\}?")
 _UNION = r"\\cup(?![a-zA-Z])|(?<=[)\]])\s*U\s*(?=[(\[])"
 _BETWEEN = (
     r"\s*[,;]\s*(?:\\text\{\s*(?:and|or)\s*\}|(?:and|or)\s)?|\s*\\text\{\s*,?\s*(?:and|or)\s*\}"
@@ -59,17 +62,14 @@ _MATRIX = r"(?P<kind>[pbBvV]?(?:small)?matrix|array)\}(?:\{[lcr| ]+\})?"
 _RELATION = r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z])|<|>"
 _TURNED = {">": "<", "\\ge": "\\le"}
 _NUMBER = r"-?(?:\d+(?:\.\d+)?(?:\\cdot ?10\^\{-?\d+\})?|\\frac\{\d+\}\{\d+\}|\(\d+\+\\frac\{\d+\}\{\d+\}\)|\d+/\d+)"
-_PLAIN_UNITS = (
-    "mm cm km kg mg in inches inch feet foot ft miles mile meters metres meter hours hour minutes seconds days dollars "
-    "cents degrees degree radians percent units unit square sq cubic cu mph liters pounds ounces grams years acres"
-).replace(" ", "|")
+_PLAIN_UNIT = r"(?:[mck]m|[km]g|in|ft|mi|sq|cu|mph|days?|feet|foot|mile|meter|metre|hour|minute|second|dollar|cent|inch)"
 _UNITS = [
     r"(?P<value>(?!.*(?:\\circ.*\\circ|sin|cos|tan|cot|sec|csc)).+?)\s*(?P<unit>\^\\circ(?:\s*(?:\\text\{\s*)?[CF]\s*\}?)?)",
     r"(?P<value>.*\d)\s*(?P<unit>\\%|'')",
     r"(?P<value>.*?[^\s\\])\s*(?P<unit>\\text\{[^{}]*[a-zA-Z¢][^{}]*\}(?:\s*(?:/|\\cdot)?\s*\\text\{[^{}]*\})*"
     r"(?:\s*\^\s*\{-?\d\})?)",
-    rf"(?P<value>{_NUMBER}|.*[\d}})]\s|.*\\pi\s)\s*(?P<unit>(?:{_PLAIN_UNITS})(?![a-zA-Z]).*)",
-    rf"(?P<value>{_NUMBER})\s+(?P<unit>(?:[a-zA-Z]{{3,}}(?:\s|$))+)",  # 7 integers
+    rf"(?P<value>{_NUMBER}|.*[\d}})]\s|.*\\pi\s)\s*(?P<unit>{_PLAIN_UNIT}(?:e?s)?(?![a-zA-Z]).*)",
+    rf"(?P<value>{_NUMBER})\s+(?P<unit>[a-zA-Z]{{3,}}(?:\s+[a-zA-Z]+)*)",  # 7 integers
 ]
 
 
@@ -87,6 +87,7 @@ def read_value(text: str) -> Value:
     text = text.strip()
     while text.startswith("{") and closing(text) == len(text) - 1:
         text = text[1:-1].strip()
+    text = _SYNONYMS.get(squeeze(text).casefold(), text)
     for reader in (_text, _matrix, _several, _plus_minus, _bracketed, _relation, _numerals, _quantity, _words):
         if (value := reader(text)) is not None:
             return value
@@ -101,8 +102,8 @@ def _text(text: str) -> Value | None:
     whole = re.fullmatch(r"\(?\\text\{([^{}]*)\}\)?", text)
     if whole is None:
         return None
-    if re.search(r"\d", whole[1]) and (inner := read_value(whole[1])).kind != "words":  # \text{13}
-        return inner
+    if re.search(r"\d", whole[1]):  # \text{13}
+        return read_value(whole[1])
     items = [item for item in re.split(_BETWEEN, whole[1]) if item.strip()]
     if len(items) > 1:  # \text{A, D, F, G, H}
         return Value("many", tuple(map(_make_words, items)))
@@ -111,10 +112,10 @@ def _text(text: str) -> Value | None:
 
 def _make_words(text: str) -> Value:
     """Words keep their spaces and signs: "no where" is not "nowhere", nor "slope -2" "slope 2"."""
-    text = re.sub(r"\\text|(?<=[a-z])-(?=[a-z])|(?<!\\mathbb)[{$]|(?<!b\{r)\}", " ", text.casefold())
+    text = re.sub(r"\\text|(?<=[a-z])-(?=[a-z])|[{}$]", " ", text.casefold())
     text = re.sub(r"\s+", " ", text.replace("p.m.", "pm").replace("a.m.", "am")).strip(" .,;:!\"'")
-    text = re.sub(r"^\(([^()]*)\)$", r"\1", text).strip() if "\\infty" not in text else text
-    return Value("words", _SYNONYMS.get(text, text))
+    text = re.sub(r"^\(([^()]*)\)$", r"\1", text).strip()
+    return read_value(_SYNONYMS[text]) if text in _SYNONYMS else Value("words", text)
 
 
 def _matrix(text: str) -> Value | None:
@@ -122,8 +123,7 @@ def _matrix(text: str) -> Value | None:
     if found is None:
         return None
     rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", found["body"]) if row.strip()]
-    is_determinant = found["kind"].startswith(("v", "V"))
-    return _all("row", itertools.chain(*rows), (is_determinant, *map(len, rows)))
+    return _all("row", itertools.chain(*rows), (found["kind"].startswith(("v", "V")), *map(len, rows)))
 
 
 def _several(text: str) -> Value | None:
@@ -131,18 +131,19 @@ def _several(text: str) -> Value | None:
         parts = [part for part in split_top(text, separator) if part.strip()]
         if len(parts) > 1:
             values = [(part, read_value(part)) for part in parts]
-            flat = [value.parts if value.kind == "many" and "\\pm" in part else (value,) for part, value in values]
-            return _many(list(itertools.chain(*flat)))
+            return _many([v for part, value in values for v in (value.parts if _is_choice(part, value) else (value,))])
     return None
 
 
+def _is_choice(text: str, value: Value) -> bool:
+    return value.kind == "many" and "\\pm" in text
+
+
 def _many(values: list[Value]) -> Value:
-    """Values; of the same name, "x = 1, -2", what it may be; of several names, "x = 1, y = 2", each with its own."""
+    """Values; of the same name, "x = 1, -2", what it may be."""
     names = [value.name if value.kind == "equation" else "" for value in values]
     if names[0] and set(names) <= {names[0], ""}:
         values = [read_value(value.parts[-1]) if name else value for name, value in zip(names, values, strict=True)]
-    elif all(names) and len(set(names)) == len(names):
-        return _all("named", (value.parts[-1] for value in values), tuple(names))
     return Value("many", tuple(values))
 
 
@@ -160,13 +161,13 @@ def _plus_minus(text: str) -> Value | None:
 
 def _bracketed(text: str) -> Value | None:
     if text.startswith("\\{") and text.endswith("\\}"):
-        if condition := re.match(r"\\?[a-zA-Z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]", inner := text[2:-2].strip()):
+        if condition := re.match(r"\\?[a-zA-Z]\s*(?:\\in\s*\\reals\s*)?[|:]", inner := text[2:-2].strip()):
             return read_value(inner[condition.end() :])  # \{x : x > 3\}
         value = read_value(inner)
-        return value if value.kind in ("many", "named") else Value("many", (value,))
+        return value if value.kind == "many" else Value("many", (value,))
     if member := re.fullmatch(r"\\?[a-zA-Z]\s*\\in(?![a-zA-Z])(.+)", text):
         return read_value(member[1])
-    if text[:1] not in "([" or text[-1:] not in ")]" or closing(text) != len(text) - 1 or squeeze(text) in _SYNONYMS:
+    if text[:1] not in "([" or text[-1:] not in ")]" or closing(text) != len(text) - 1:
         return None
     parts = split_top(text[1:-1], r"\s*[,;]\s*")
     if len(parts) > 1:
@@ -213,19 +214,18 @@ def _numerals(text: str) -> Value | None:
     text = squeeze(text)
     if (found := _BASED.fullmatch(text)) and 2 <= int(found[3]) <= 36:
         return Value("words", f"{found[1]}{found[2].upper().lstrip('0') or '0'} in base {int(found[3])}")
-    if found := _CLOCK.fullmatch(text):
-        groups = [group for group in found.groups()[:3] if group]
-        is_time = all(len(group) == 2 and int(group) < 60 for group in groups[1:]) and int(groups[0]) < 25
-        return Value("ratio", tuple(map(int, groups)), (is_time, (found[4] or "").casefold().replace(".", "")))
+    if found := _RATIO.fullmatch(text):
+        return Value("ratio", tuple(found[1].split(":")), (found[2] or "").casefold().replace(".", ""))
     return None
 
 
 def _quantity(text: str) -> Value | None:
-    r"""``\$5.50``, ``10\text{ cm}``, ``250 in``, ``20\%``."""
+    r"""``\$5.50``, ``10\text{ cm}``, ``250 in``, ``20\%``, ``3\text{ million}``."""
     if money := re.match(r"(-?)\s*\\(\$|(?:euro|pounds)(?![a-z]))\s*", text):
         value = read_value(money[1] + text[money.end() :])
-        value = value.parts if value.kind == "quantity" else value  # "$5 dollars", "$5 per hour"
         unit = read_unit({"$": "dollar", "pounds": "sterling"}.get(money[2], "euro"))
+        if value.kind == "quantity":  # "$5 dollars", "$5 per hour", "$3 million"
+            return Value("quantity", value.parts, unit._replace(number=value.note.number))
         return Value("quantity", value, unit) if value.kind == "expression" else None
     for pattern in _UNITS:
         found = re.fullmatch(pattern, text)
@@ -237,5 +237,4 @@ def _quantity(text: str) -> Value | None:
 
 def _words(text: str) -> Value | None:
     without_commands = re.sub(r"\\[a-zA-Z]+", " ", text.replace("\\text", "\0"))
-    has_words = re.search(r"\0|(?<![a-zA-Z])[a-zA-Z]{4,}", without_commands)
-    return _make_words(text) if has_words or squeeze(text).casefold() in _SYNONYMS else None
+    return _make_words(text) if re.search(r"\0|(?<![a-zA-Z])[a-zA-Z]{4,}", without_commands) else None
