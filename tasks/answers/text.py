@@ -50,10 +50,7 @@ _REWRITES = [
         (r"(?<!\\)%", r"\\%"),
         (r"(?<![\\a-zA-Z])(infinity|infty|inf|oo)@", r"\\infty "),  # (-oo, 3]
         (rf"(?<![\\a-zA-Z])({_NAMES}|sqrt(?=\s*[({{]))@", r"\\\1 "),  # 2*pi, sqrt(2)
-        (
-            r"(?<![a-zA-Z\\_^{.\d])(\d+(?:\.\d+)?|\.\d+)\s*[eE]\s*([+-]?\d+)(?![\da-zA-Z.])",
-            r"\1\\cdot 10^{\2}",
-        ),  # 3.3e12
+        (r"(?<![\w\\^{.])(\d+(?:\.\d+)?|\.\d+)\s*[eE]\s*([+-]?\d+)(?![\w.])", r"\1\\cdot 10^{\2}"),  # 3.3e12
         (r"\^\s*\(((?:[^()]|\([^()]*\))*)\)", r"^{\1}"),  # x^(1/2)
         (r"\^\s*(?:\{\s*\+?(-?\d+)\s*\}|\+?(-?\d+))", lambda m: f"^{{{m[1] or m[2]}}}"),  # 3 \times 10^6
         (r"(?<![\d.}])\.(?=\d)", "0."),  # .039
@@ -70,21 +67,21 @@ _REWRITES = [
 ]
 
 
-def depths(text: str) -> list[int]:
+def _depths(text: str) -> list[int]:
     """How many brackets are open after each character; "[0, 1)" closes too: the kinds are counted together."""
     text = text.replace("\\begin", "(begin").replace("\\end", ")end")
     return list(itertools.accumulate((c in "([{") - (c in ")]}") for c in text))
 
 
-def closing(text: str, start: int = 0) -> int:
-    """Where the bracket at ``start`` closes, or -1."""
-    found = depths(text[start:])
-    return start + found.index(0) if 0 in found else -1
+def is_enclosed(text: str) -> bool:
+    """Whether the bracket that a text begins with closes at its end."""
+    depths = _depths(text)
+    return depths[-1:] == [0] and 0 not in depths[:-1]
 
 
 def split_top(text: str, separator: str) -> list[str]:
     """The parts of a text between the separators, a pattern, that stand outside all brackets."""
-    depth, parts, start = [0, *depths(text)], [], 0
+    depth, parts, start = [0, *_depths(text)], [], 0
     for found in re.finditer(separator, text):
         if depth[found.start()] == 0:
             parts.append(text[start : found.start()])
@@ -115,7 +112,7 @@ def _unwrapped(text: str) -> str:
         before, text = text, re.sub(r"^(=|\\approx|:)\s*|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$", "", text.strip())
         text = re.sub(r"(?<!\\)(?:[,;:\s]+|\\)$", "", text)
         text = re.sub(r"^(\*\*|```|`)(.+)\1$", r"\2", text).strip()
-        opened = re.match(r"(\\f?boxed\s*)?\{", text)
-        if opened and closing(text, opened.end() - 1) == len(text) - 1:
-            text = text[opened.end() : -1]
+        opened = re.match(r"(?:\\f?boxed\s*)?(?=\{)", text)
+        if opened and is_enclosed(text[opened.end() :]):
+            text = text[opened.end() + 1 : -1]
     return text

@@ -22,25 +22,17 @@ _UNITS = {
     for name in entry.split()[:-1]
 }
 _DIMENSIONS = {dimension for dimension, _ in _UNITS.values()}
-_SPELLINGS = (
-    (r"\\%", " percent "),
-    (r"\^\\circ", " degree "),
-    ("''", " arcsecond "),
-    (r"[{}]|\\text|\\cdot|\\", " "),
-    (r"\bA\b", "ampere"),  # 5 A; but "a" in "miles a day" is "per"
-    (r"(?<=[a-z]\s)\s*an?(?=\s)|/", " per "),
-    (r"(?i)\bm\.?p\.?h\b\.?", "mile per hour"),
-    (r"\bsq\b\.?", "square"),  # 34\text{ sq. units}
-    (r"\bcu\b\.?", "cubic"),
-    (r"\s+squared\b", "^2"),
-    (r"\s+cubed\b", "^3"),
-    (r"\s*\^\s*", "^"),
-)
+PLAIN_UNIT = rf"(?:{'|'.join(name for name in _UNITS if len(name) > 1)}|sq|cu|square|cubic|mph|unit)s?(?![a-zA-Z])"
+_SPELLINGS = {  # 5 A, but "a" in "miles a day" is "per"; 34\text{ sq. units}
+    **{r"\\%": " percent ", r"\^\\circ": " degree ", "''": " arcsecond ", r"[{}]|\\text|\\cdot|\\": " "},
+    **{r"\bA\b": "ampere", r"(?<=[a-z]\s)\s*an?(?=\s)|/": " per ", r"(?i)\bm\.?p\.?h\b\.?": "mile per hour"},
+    **{r"\bsq\b\.?": "square", r"\bcu\b\.?": "cubic", r"\s+squared\b": "^2", r"\s+cubed\b": "^3", r"\s*\^\s*": "^"},
+}
 
 
 class Unit(NamedTuple):
-    """What a quantity is measured in: powers, {("length", 2)} of an area; the scale, 1/10000 of a cm^2; and the number
-    that stands before it in words, 1,000,000 of "million dollars"."""
+    """What a quantity is measured in: ``powers``, {("length", 2)} of an area, ``scale``, 1/10000 of a cm^2, and the
+    ``number`` that stands before it in words, 1,000,000 of "million dollars"."""
 
     powers: frozenset[tuple[str, int]] = frozenset()
     scale: Fraction = Fraction(1)
@@ -49,30 +41,30 @@ class Unit(NamedTuple):
 
 def read_unit(text: str) -> Unit:
     """A unit from its words; "square cm" and "cm^2" are the same."""
-    for pattern, word in _SPELLINGS:
+    for pattern, word in _SPELLINGS.items():
         text = re.sub(pattern, word, text)
     powers, scale, number, sign, power = Counter(), Fraction(1), Fraction(1), 1, 1
     for token in (token.strip(".,()") for token in text.casefold().split()):
+        name, _, exponent = token.partition("^")
+        plain = name[:-1] if len(name) > 3 and name.endswith("s") and not name.endswith("ss") else name
+        dimension, factor = _UNITS.get(name) or _UNITS.get(plain) or (plain, Fraction(1))
         if token in ("per", "square", "cubic"):
             sign, power = (-1, 1) if token == "per" else (sign, 2 if token == "square" else 3)
+        elif dimension == "number":
+            number *= factor
         elif token not in ("", "of", "the"):
-            name, _, exponent = token.partition("^")
-            plain = name[:-1] if len(name) > 3 and name.endswith("s") and not name.endswith("ss") else name
-            dimension, factor = _UNITS.get(name) or _UNITS.get(plain) or (plain, Fraction(1))
-            if dimension == "number":
-                number *= factor
-                continue
             exponent = sign * power * (int(exponent) if re.fullmatch(r"-?\d", exponent) else 1)
             powers[dimension] += exponent
             scale, power = scale * factor**exponent, 1
+    if power > 1:
+        powers["area"] += 1  # "5 square" is no 5
     return Unit(frozenset(item for item in powers.items() if item[1]), scale, number)
 
 
 def factor_between(first: Unit, second: Unit) -> Fraction | None:
     """What a number in the first unit is multiplied by to be one in the second; None if they measure different things.
 
-    A missing unit is taken as meant, as are words that are no unit: "7 integers" are "7 distinct integers". A "unit" is
-    whatever the other's is.
+    A missing unit is taken as meant, and so are words that are none: "7 integers" are "7 distinct integers".
     """
     smaller, larger = sorted((first.powers, second.powers), key=len)
     number = first.number / second.number
