@@ -67,7 +67,7 @@ _UNITS = (
     r"(.*\d)\s*(\\%|'')",
     r"(.*?[^\s\\])\s*(\\text\{[^{}]*[a-zA-Z¢][^{}]*\}(?:\s*(?:/|\\cdot)?\s*\\text\{[^{}]*\})*(?:\s*\^\s*\{-?\d\})?)",
     rf"({_NUMBER}|.*[\d}})]\s|.*\\pi\s)\s*({PLAIN_UNIT}.*)",  # 250 in
-    rf"({_NUMBER})\s+([a-zA-Z]{{3,}}(?:\s+[a-zA-Z]+)*)",  # 7 integers
+    rf"({_NUMBER})\s+((?:per|pct|[a-zA-Z]{{4,}})(?:\s+[a-zA-Z]+)*)",  # 7 integers
 )
 
 
