@@ -2,8 +2,8 @@
 
 A mutant is one small change of meaning in one place: another comparison or operator, a constant, a condition, `min` for
 `max`, no `not`, None for what is returned, a keyword left out of a call. For each the tests that import the module run
-in a temporary copy of the tree, until one fails or the time is over. What is done already stands in --out, and is not
-done again; a table by module and the survivors end the output.
+in a temporary copy of the tree, until one fails or the time is over. What was noticed stands in --out and is not
+done again, survivors are; a table by module and the survivors end the output.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def main() -> None:
     if options.sample:
         todo = random.Random(0).sample(todo, min(options.sample, len(todo)))
     lines = options.out.read_text().splitlines() if options.out.exists() else []
-    done = {(r["module"], r["what"], r["line"]): r["noticed"] for r in map(json.loads, lines)}
+    done = {(r["module"], r["what"], r["line"]): True for r in map(json.loads, lines) if r["noticed"]}
     with tempfile.TemporaryDirectory() as folder, options.out.open("a") as out:
         copied = Path(folder) / "tree"
         shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.safetensors"))
