@@ -20,6 +20,11 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from scripts.parts.program import run_program
+from tasks.errors import require
+
 COMPARED = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 COMPARED |= {ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}
 COMPUTED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
@@ -94,7 +99,7 @@ def is_noticed(copy_of: Path, tests: list[str], seconds: float) -> bool:
         return True
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "modules", nargs="*", help="files such as tasks/boxed.py (default: all of learners/ and tasks/)"
@@ -108,7 +113,12 @@ def main() -> None:
     modules = options.modules or [
         str(p.relative_to(ROOT)) for r in ("learners", "tasks") for p in (ROOT / r).rglob("*.py")
     ]
-    todo = [(module, *mutant) for module in sorted(modules) for mutant in mutants((ROOT / module).read_text())]
+    for module in modules:
+        require((ROOT / module).is_file(), f"{module} is no file of this project; name one such as tasks/boxed.py.")
+    untested = [module for module in modules if not tests_of(module) and (ROOT / module).stat().st_size]
+    print("no unit test imports:", *untested) if untested else None
+    modules = sorted(set(modules) - set(untested))
+    todo = [(module, *mutant) for module in modules for mutant in mutants((ROOT / module).read_text())]
     if options.sample:
         todo = random.Random(0).sample(todo, min(options.sample, len(todo)))
     lines = options.out.read_text().splitlines() if options.out.exists() else []
@@ -117,8 +127,8 @@ def main() -> None:
         copied = Path(folder) / "tree"
         shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.safetensors"))
         for module in sorted({module for module, *_ in todo}):
-            if is_noticed(copied, tests_of(module), options.seconds):
-                sys.exit(f"the tests of {module} fail, or take too long, as they are: {' '.join(tests_of(module))}")
+            is_red = is_noticed(copied, tests_of(module), options.seconds)
+            require(not is_red, f"the tests of {module} fail as they are, or take over --seconds; mend or raise it.")
         for number, (module, what, line, source) in enumerate(todo, start=1):
             if (module, what, line) in done:
                 continue
@@ -136,7 +146,8 @@ def main() -> None:
     for key in asked:
         if not done[key]:
             print("survived:", *key)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, goes_on=True)
