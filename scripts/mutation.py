@@ -73,13 +73,14 @@ def tests_of(module: str) -> list[str]:
     imports = {
         path: path.read_text() for room in ("tasks", "learners", "tests") for path in (ROOT / room).rglob("*.py")
     }
+    rooms = module.split("/")[: 2 if module.count("/") > 1 else 1]
     wanted, found = {module.removesuffix(".py").replace("/", ".")}, set()
     for nearness in range(4):
         # a module that no test imports may be found by its package: the tests of that package are its tests
-        package = module.rpartition("/")[0].replace("/", ".") if nearness and module.count("/") > 1 else "no package"
+        package = ".".join(rooms) if nearness >= (1 if len(rooms) > 1 else 3) else "nothing"
         for path, text in imports.items():
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            lines = [f"from {w} import" for w in wanted] + [f"from {package}."]
+            lines = [f"from {w} import" for w in wanted] + [f"from {package}.", f"from {package} import"]
             lines += [f"from {w.rpartition('.')[0]} import {w.rpartition('.')[2]}" for w in wanted]
             if any(line in text for line in lines):
                 found.add(name)
