@@ -44,7 +44,7 @@ def changes(node: ast.AST):
         yield "no minus", ast.UAdd(), "op"
     elif isinstance(node, ast.Constant) and type(node.value) in (bool, int, float):
         yield "constant", not node.value if isinstance(node.value, bool) else node.value + 1, "value"
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Return) and ast.unparse(node) not in ("return", "return None"):
         yield "return", ast.Constant(None), "value"
     elif isinstance(node, (ast.If, ast.IfExp)):
         yield "condition", ast.Constant(True), "test"
@@ -59,8 +59,10 @@ def changes(node: ast.AST):
 def mutants(source: str):
     """(what, where, mutated source), in the order of the file."""
     tree = ast.parse(source)
+    notes = [getattr(node, field, None) for node in ast.walk(tree) for field in ("annotation", "returns")]
+    of_types = {id(inner) for note in notes if note is not None for inner in ast.walk(note)}
     for index, node in enumerate(ast.walk(tree)):
-        for what, value, field in changes(node):
+        for what, value, field in changes(node) if id(node) not in of_types else ():
             mutated = copy.deepcopy(tree)
             place = next(other for i, other in enumerate(ast.walk(mutated)) if i == index)
             setattr(place, field, value)
