@@ -2,8 +2,7 @@
 
 The grammar (https://github.com/huggingface/latex2sympy2_extended) builds SymPy objects and evaluates nothing as code.
 Its comparison, `math_verify.verify`, is not used: it pays for wrong answers. It takes 15 digits for equality (1e-20 x
-is 2e-20 x), solves equations (so that the question is its own answer), and takes (1, 2) for {1, 2}. Here two
-expressions are equal if they are at every point where both can be computed.
+is 2e-20 x), solves equations (so that the question is its own answer), and takes (1, 2) for {1, 2}.
 """
 
 import math
@@ -23,15 +22,18 @@ LONGEST_NUMBER = 100  # characters of a number that is read without the grammar 
 LARGEST_BITS = 20_000  # of a number that is computed
 LARGEST_ARGUMENT = 2_000  # of a factorial, a binomial
 LARGEST_SIZE = 400  # nodes
-DIGITS = 50
-POINTS = 6
+DIGITS, POINTS = 50, 6
 _NUMBER = re.compile(
-    r"([-+]?)(?:(\d+(?:\.\d+)?)(?:\\cdot10\^\{([-+]?\d{1,4})\})?|10\^\{([-+]?\d{1,4})\}"
-    r"|\\frac\{(-?\d+(?:\.\d+)?)\}\{(-?\d+(?:\.\d+)?)\}|(\d+)/(\d+))"
+    r"([-+]?)(?:(\d+(?:\.\d+)?)(?:\\cdot10\^\{([-+]?\d{1,4})\})?|(?:\\frac\{)?(-?\d+)(?:\}\{|/)(-?\d+)\}?)"
 )
-_NORMAL = NormalizationConfig(
-    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
-)
+_NORMAL = NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="none")
+_MEANT = {  # what the grammar reads otherwise, and what it is made to read
+    r"\\gamma(?![a-zA-Z])": "g_{77}",  # a name, not Euler's constant
+    r"([a-zA-Z])('+)": lambda m: f"{m[1]}_{{8{len(m[2])}}}",  # y' is not y
+    r"\^\\circ(?![a-zA-Z])": r"\\cdot\\frac{\\pi}{180}",
+    r"(?<=\\pi)\(": r"\\cdot(",  # pi is no function
+    r"(?<![\d.])(\d+)\.(\d{1,60})(?![\d.])": lambda m: f"\\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}",  # exactly
+}
 _UNBOUNDED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 _FACTORIALS = (sympy.factorial, sympy.binomial, sympy.gamma)
 
@@ -39,21 +41,19 @@ _FACTORIALS = (sympy.factorial, sympy.binomial, sympy.gamma)
 def as_fraction(latex: str) -> Fraction | None:
     """The number that a squeezed text is, or None: an integer, a decimal, a fraction or scientific notation."""
     found = _NUMBER.fullmatch(latex) if len(latex) <= LONGEST_NUMBER else None
-    if found is None:
+    if found is None or int(found[5] or 1) == 0:
         return None
-    sign, number, power, only_power, above, below, plain_above, plain_below = found.groups()
-    if below := Fraction(below or plain_below or 1):
-        value = Fraction(number or above or plain_above or 1) * Fraction(10) ** int(power or only_power or 0) / below
-        return -value if sign == "-" else value
-    return None
+    size = Fraction(found[2] or found[4]) * Fraction(10) ** int(found[3] or 0) / int(found[5] or 1)
+    return -size if found[1] == "-" else size
 
 
-def rounding_error(decimal: str) -> Fraction:
+def rounding_error(latex: str) -> Fraction:
     """Half a unit of the last place of a decimal that has at least `SIGNIFICANT_DIGITS`; 0 of all else."""
-    found = re.fullmatch(r"[-+]?(\d+)\.(\d+)(?:\\cdot10\^\{([-+]?\d{1,4})\})?", decimal)
-    if found is None or len((found[1] + found[2]).lstrip("0")) < SIGNIFICANT_DIGITS:
+    found = _NUMBER.fullmatch(latex)
+    whole, _, decimals = ((found and found[2]) or "").partition(".")
+    if not decimals or len((whole + decimals).lstrip("0")) < SIGNIFICANT_DIGITS:
         return Fraction(0)
-    return Fraction(10) ** (int(found[3] or 0) - len(found[2])) / 2
+    return Fraction(10) ** (int(found[3] or 0) - len(decimals)) / 2
 
 
 class _Grammar(_Latex2Sympy):
@@ -72,19 +72,14 @@ def parse(latex: str, is_complex: bool = False) -> sympy.Expr | None:
         return None
     if (number := as_fraction(latex)) is not None:
         return sympy.Rational(number.numerator, number.denominator)
-    latex = re.sub(r"\\gamma(?![a-zA-Z])", "g_{77}", latex)  # here a name; the grammar drops the prime of y'
-    latex = re.sub(r"([a-zA-Z])('+)", lambda m: f"{m[1]}_{{8{len(m[2])}}}", latex)
-    latex = re.sub(r"\^\\circ(?![a-zA-Z])", r"\\cdot\\frac{\\pi}{180}", latex)
-    latex = re.sub(r"(?<=\\pi)\(", r"\\cdot(", latex)  # pi is no function
-    latex = re.sub(
-        r"(?<![\d.])(\d+)\.(\d{1,60})(?![\d.])", lambda m: f"\\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}", latex
-    )
+    for pattern, meant in _MEANT.items():
+        latex = re.sub(pattern, meant, latex)
     try:
         grammar = _Grammar(is_real=not is_complex, config=ConversionConfig(lowercase_symbols=False))
         expression = grammar.parse(normalize_latex(latex, _NORMAL))
-        if not isinstance(expression, sympy.Expr) or expression.has(sympy.zoo, sympy.nan, sympy.oo):
-            return None  # 1/0 is not 2/0
     except Exception:  # the grammar does not know it
+        return None
+    if not isinstance(expression, sympy.Expr) or expression.has(sympy.zoo, sympy.nan, sympy.oo):  # 1/0 is not 2/0
         return None
     functions = {function: sympy.Symbol(str(function)) for function in expression.atoms(AppliedUndef)}
     return expression.xreplace(functions | ({sympy.Symbol("i", real=False): sympy.I} if is_complex else {}))
@@ -112,8 +107,8 @@ def _bits(node) -> float:
     if isinstance(node, (*_FACTORIALS, sympy.exp)):
         return 16.0 * 2.0 ** min(_bits(node.args[0]), 100.0)
     if isinstance(node, sympy.Mul):
-        return sum(_bits(argument) for argument in node.args)
-    return max((_bits(argument) for argument in node.args), default=2.0) + len(node.args)
+        return sum(map(_bits, node.args))
+    return max(map(_bits, node.args), default=2.0) + len(node.args)
 
 
 def same_expression(first: str, second: str) -> bool:

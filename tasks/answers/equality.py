@@ -6,11 +6,11 @@ is computed (tasks/answers/algebra.py). In doubt two answers differ: the policy 
 
 import logging
 import math
-from operator import itemgetter
+import re
 
 from tasks.answers.algebra import as_fraction, parse, rounding_error, same_equation, same_expression
 from tasks.answers.text import squeeze, tidy
-from tasks.answers.units import factor_between
+from tasks.answers.units import Unit, factor_between
 from tasks.answers.values import Value, read, read_value
 
 ALTERNATIVES = "\n---\n"
@@ -30,18 +30,23 @@ def grade_answer(answer: str, reference: str) -> float:
 
 def is_equal(answer: str, reference: str) -> bool:
     r"""Whether two answers say the same: ``\frac{1}{2}`` and 0.5, ``2, 1`` and ``\{1, 2\}``; not (2, 1) and (1, 2)."""
-    given, wanted = squeeze(tidy(answer)), squeeze(tidy(reference))
+    given, wanted = (_decimal_comma(squeeze(tidy(text))) for text in (answer, reference))
     if not given or not wanted:
         return False
     return given == wanted or any(same(a, r) for a in read(answer) for r in read(reference))
 
 
+def _decimal_comma(text: str) -> str:
+    """``1,22`` as 1.22 is written elsewhere; 1,234 is a thousand and more."""
+    return text.replace(",", ".") if re.fullmatch(r"-?(\d+,(\d{1,2}|\d{4,})|0,\d+)", text) else text
+
+
 def same(a: Value, b: Value) -> bool:
     """Whether two values are equal. Symmetric."""
-    for first, second, compare in _RULES if a != b else ():
-        for x, y in ((a, b), (b, a)):
-            if x.kind == first and second in (y.kind, "any"):
-                return compare(x, y)
+    for x, y in ((a, b), (b, a)) if a != b else ():
+        for kinds in ((x.kind, y.kind), (x.kind, "any")) if x.kind != y.kind else ((x.kind, y.kind),):
+            if kinds in _RULES and _RULES[kinds](x, y):
+                return True
     return a == b
 
 
@@ -49,7 +54,10 @@ def _in_order(a: Value, b: Value) -> bool:
     return len(a.parts) == len(b.parts) and all(map(same, a.parts, b.parts))
 
 
-def _in_any_order(a: Value, b: Value) -> bool:
+def _lists(a: Value, b: Value) -> bool:
+    """In any order; but in theirs where one side names its values: ``AB = 4, CD = 5`` and ``4, 5``."""
+    if _is_named(a) != _is_named(b):
+        return _in_order(a, b)
     left = list(b.parts)
     for item in a.parts:
         found = next((i for i, other in enumerate(left) if same(item, other)), None)
@@ -59,10 +67,15 @@ def _in_any_order(a: Value, b: Value) -> bool:
     return not left
 
 
-def _by_name(named: Value) -> Value:
-    return Value(
-        "many", tuple(value for _, value in sorted(zip(named.note, named.parts, strict=True), key=itemgetter(0)))
-    )
+def _is_named(many: Value) -> bool:
+    return all(value.kind == "equation" and value.name is not None for value in many.parts)
+
+
+def _list_and_row(many: Value, row: Value) -> bool:
+    """``x = 1, y = 2`` is (1, 2). ``1, 2`` is not: that may be an interval; longer rows may lack their parentheses."""
+    if _is_named(many):
+        many = Value("many", tuple(sorted(many.parts, key=lambda equation: equation.name)))
+    return row.note == "()" and (len(row.parts) > 2 or _is_named(many)) and _in_order(many, row)
 
 
 def _equations(a: Value, b: Value) -> bool:
@@ -83,27 +96,24 @@ def _equation_and_value(equation: Value, value: Value) -> bool:
 
 def _quantities(a: Value, b: Value) -> bool:
     """A missing unit is taken as meant; then a percentage may be a hundredth of it, and degrees may be radians."""
-    plain, factors = b, ["1"]
-    if b.kind == "quantity":
-        factor = factor_between(a.note, b.note)
-        plain, factors = b.parts, [] if factor is None else [str(factor)]
-    elif ("percent", 1) in a.note.powers:
+    plain, unit = (b.parts, b.note) if b.kind == "quantity" else (b, Unit())
+    factors = [factor_between(a.note, unit)]
+    if b.kind != "quantity" and ("percent", 1) in a.note.powers:
         factors.append("1/100")
-    elif ("degree", 1) in a.note.powers and "\\pi" in b.parts:
+    elif b.kind != "quantity" and ("degree", 1) in a.note.powers and "\\pi" in b.parts:
         factors.append("\\frac{\\pi}{180}")
-    scaled = [
-        a.parts if factor == "1" else Value("expression", f"({a.parts.parts})\\cdot{factor}") for factor in factors
-    ]
+    scaled = [a.parts if f == 1 else Value("expression", f"({a.parts.parts})\\cdot{f}") for f in factors if f]
     return any(same(value, plain) for value in scaled)
 
 
 def _ratios(a: Value, b: Value) -> bool:
     """3:8 is 6:16. A time is no ratio, nor is what has a 0 in it: 25:00 is not 05:00."""
-    (a_time, a_half), (b_time, b_half) = a.note, b.note
-    if a.parts == b.parts:
-        return not (a_half and b_half) or a_half == b_half
-    a_reduced, b_reduced = ([n / (math.gcd(*ratio.parts) or 1) for n in ratio.parts] for ratio in (a, b))
-    return not (a_time and b_time) and 0 not in a.parts and a_reduced == b_reduced
+    a_parts, b_parts = (list(map(int, ratio.parts)) for ratio in (a, b))
+    if a_parts == b_parts:
+        return not (a.note and b.note) or a.note == b.note
+    a_reduced, b_reduced = ([n / (math.gcd(*parts) or 1) for n in parts] for parts in (a_parts, b_parts))
+    are_times = all(len(part) == 2 for part in (*a.parts[1:], *b.parts[1:]))
+    return not are_times and 0 not in a_parts and a_reduced == b_reduced
 
 
 def _expressions(a: Value, b: Value) -> bool:
@@ -115,24 +125,16 @@ def _expressions(a: Value, b: Value) -> bool:
     return abs(first - second) <= max(rounding_error(a.parts), rounding_error(b.parts))
 
 
-# "1, 2" is no point, as "(1, 2)" may be an interval; longer tuples may lack their parentheses. Words: \text{(C)} is C.
-_RULES = [
-    ("many", "many", _in_any_order),
-    ("many", "row", lambda a, b: b.note == "()" and len(a.parts) > 2 and _in_order(a, b)),
-    ("named", "named", lambda a, b: sorted(a.note) == sorted(b.note) and _in_order(_by_name(a), _by_name(b))),
-    ("named", "row", lambda a, b: b.note == "()" and _in_order(_by_name(a), b)),
-    ("named", "many", _in_order),
-    ("equation", "equation", _equations),
-    ("equation", "any", _equation_and_value),
-    ("many", "any", lambda a, b: len(a.parts) == 1 and same(a.parts[0], b)),
-    ("quantity", "quantity", _quantities),
-    ("quantity", "expression", _quantities),
-    ("row", "row", lambda a, b: a.note == b.note and _in_order(a, b)),
-    ("ratio", "ratio", _ratios),
-    (
-        "words",
-        "expression",
-        lambda a, b: b.parts.casefold() == a.parts or (a.parts, b.parts) == ("infinity", "\\infty"),
-    ),
-    ("expression", "expression", _expressions),
-]
+_RULES = {
+    ("many", "many"): _lists,
+    ("many", "row"): _list_and_row,
+    ("many", "any"): lambda a, b: len(a.parts) == 1 and same(a.parts[0], b),
+    ("equation", "equation"): _equations,
+    ("equation", "any"): _equation_and_value,
+    ("quantity", "quantity"): _quantities,
+    ("quantity", "expression"): _quantities,
+    ("row", "row"): lambda a, b: a.note == b.note and _in_order(a, b),
+    ("ratio", "ratio"): _ratios,
+    ("words", "expression"): lambda a, b: b.parts.casefold() == a.parts,  # \text{(C)} is C
+    ("expression", "expression"): _expressions,
+}

@@ -3,27 +3,26 @@ r"""An answer's text made tidy: one spelling for each thing that LaTeX, Unicode 
 No meaning is decided here; `tidy(r"$\dfrac12\,$") == r"\frac{1}{2}"`.
 """
 
+import itertools
 import re
 import unicodedata
 
 _CHARACTERS = (  # pairs: what is written, and what LaTeX calls it
-    "− - – - × \\cdot · \\cdot ⋅ \\cdot ÷ / ± \\pm ∓ \\mp ≤ \\le ≥ \\ge ≠ \\ne ≈ \\approx ∈ \\in ∪ \\cup ∩ \\cap "
-    "∞ \\infty π \\pi θ \\theta α \\alpha β \\beta λ \\lambda ∅ \\emptyset √ \\sqrt ° ^\\circ º ^\\circ ⟨ ( ⟩ ) "
-    "“ \" ” \" ’ ' ′ ' ″ '' € \\euro £ \\pounds ℝ \\mathbb{R} ∠ \\angle"
+    "− - – - × \\cdot · \\cdot ⋅ \\cdot ÷ / ⁄ / ± \\pm ∓ \\mp ≤ \\le ≥ \\ge ≠ \\ne ≈ \\approx ∈ \\in ∪ \\cup ∩ \\cap "
+    "∞ \\infty π \\pi θ \\theta α \\alpha β \\beta λ \\lambda ∅ \\emptyset √ \\sqrt ∛ \\sqrt[3] ° ^\\circ º ^\\circ "
+    "⟨ ( ⟩ ) ⌊ \\lfloor ⌋ \\rfloor ⌈ \\lceil ⌉ \\rceil “ \" ” \" ’ ' ′ ' ″ '' € \\euro £ \\pounds ℝ \\reals ∠ \\angle"
 ).split()
 _COMMANDS = (
     "langle ( rangle ) lbrace \\{ rbrace \\} leq \\le leqslant \\le geq \\ge geqslant \\ge neq \\ne lt < gt > mid | "
-    "vert | lvert | rvert | times \\cdot ast \\cdot div / varnothing \\emptyset quad , qquad , dfrac \\frac tfrac "
-    "\\frac cfrac \\frac dbinom \\binom tbinom \\binom degree ^\\circ"
+    "vert | lvert | rvert | times \\cdot ast \\cdot div / varnothing \\emptyset quad , qquad , degree ^\\circ"
 ).split()
 _UNICODE = str.maketrans(dict(zip(_CHARACTERS[::2], (f"{name} " for name in _CHARACTERS[1::2]), strict=True)))
 _SPELLED = dict(zip(_COMMANDS[::2], (f"{name} " for name in _COMMANDS[1::2]), strict=True))
-_OPERATORS = {"<=": "\\le ", "=<": "\\le ", ">=": "\\ge ", "!=": "\\ne ", "**": "^", "*": "\\cdot "}
 _SPELLED |= dict.fromkeys("displaystyle textstyle limits nolimits space".split(), " ")
-_RAISED, _LOWERED = (str.maketrans(digits, "0123456789-") for digits in ("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "₀₁₂₃₄₅₆₇₈₉₋"))
+_OPERATORS = {"<=": "\\le ", "=<": "\\le ", ">=": "\\ge ", "!=": "\\ne ", "**": "^", "*": "\\cdot "}
+_FORMS = {"<super>": "^{{{}}}", "<sub>": "_{{{}}}", "<fraction>": " {}"}  # 10²³, x₁, 2½
 _FONTS = "text|mbox|hbox|(?:math|text)(?:rm|bf|it|sf|tt|normal)|operatorname|boldsymbol|bold|bm"
 _NAMES = "alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|pi|log|ln|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc"
-_THOUSANDS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _ARGUMENT = r"\s*([0-9a-zA-Z]|\\[a-zA-Z]+)"
 _BRACED = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 
@@ -34,7 +33,9 @@ _REWRITES = [
         (r"\\(left|right|[bB]igg?[lrm]?)@\s*\.?(?=[^a-zA-Z0-9]|$)|\\!(?!\s*\d{3})|\\phantom\{[^{}]*\}", ""),  # 8\!:\!34
         (r"(?<=\d)(\{,\}|,?\\!|\\[,:; ]|,\{\}|\\text\{,\}|~| )\s*(?=\d{3}(?![\d/]))", ""),  # 11,\!090 and 1{,}008{,}016
         (r"(?<!\\)\\[,:;> ]|\\!|~|\\hspace\{[^{}]*\}", " "),  # 5,\,-11
-        (r"\\([a-zA-Z]+)", lambda m: _SPELLED.get(m[1], m[0])),  # \tfrac{41}2 and 2 \times 10^{27}
+        (r"\\([a-zA-Z]+)", lambda m: _SPELLED.get(m[1], m[0])),  # 2 \times 10^{27}
+        (r"\\[dtc](?=frac@|binom@)", r"\\"),  # \tfrac{41}2
+        (r"\\mathbb\s*\{?R\}?", r"\\reals "),
         (r"<=|=<|>=|!=|\*\*|\*", lambda m: _OPERATORS[m[0]]),
         (r"\\mathrm\s*\{([dei])\}", r"\1"),  # 1 - \frac{1}{\mathrm{e}}
         (rf"\\({_FONTS})\s*\{{", r"\\text{"),  # 320000 \mbox{ acres}
@@ -44,26 +45,15 @@ _REWRITES = [
         ),
         (r"\\overline\s*\{([A-Z]{2})\}", r"\1"),  # \overline{AB} = 5
         (r"(?i)^(\\text\{)?\s*(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)|option|choice)\s*:?\s*(?(1)\})(?=.)", ""),
-        (r"\\\{\s*\\\}", r"\\emptyset "),  # \{\}
         (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ@", r"^\\circ "),  # 50^{\circ}
         (r"\^\s*\{\s*((?:\\prime\s*)+)\}", lambda m: "'" * m[1].count("p")),  # 0.003^{\prime \prime}
         (r"(?<!\\)%", r"\\%"),
-        (r"(?<![\\a-zA-Z])sqrt(?=\s*[({])", r"\\sqrt"),  # sqrt(2)
         (r"(?<![\\a-zA-Z])(infinity|infty|inf|oo)@", r"\\infty "),  # (-oo, 3]
-        (rf"(?<![\\a-zA-Z])({_NAMES})@", r"\\\1 "),  # 2*pi
-        (  # 3\text{ million}, and 3\text{ million dollars}
-            rf"(?<=\d)\s*(\\text\{{\s*)?({'|'.join(_THOUSANDS)})@(\s*\}})?",
-            lambda m: f"\\cdot 10^{{{_THOUSANDS[m[2]]}}}" + "\\text{" * bool(m[1] and not m[3]),
-        ),
-        (
-            r"(?<![a-zA-Z\\_^{.\d])(\d+(?:\.\d+)?|\.\d+)\s*[eE]\s*([+-]?\d+)(?![\da-zA-Z.])",
-            r"\1\\cdot 10^{\2}",
-        ),  # 3.3e12
+        (rf"(?<![\\a-zA-Z])({_NAMES}|sqrt(?=\s*[({{]))@", r"\\\1 "),  # 2*pi, sqrt(2)
+        (r"(?<![\w\\^{.])(\d+(?:\.\d+)?|\.\d+)\s*[eE]\s*([+-]?\d+)(?![\w.])", r"\1\\cdot 10^{\2}"),  # 3.3e12
         (r"\^\s*\(((?:[^()]|\([^()]*\))*)\)", r"^{\1}"),  # x^(1/2)
         (r"\^\s*(?:\{\s*\+?(-?\d+)\s*\}|\+?(-?\d+))", lambda m: f"^{{{m[1] or m[2]}}}"),  # 3 \times 10^6
-        (r"_\s*(\d+)", r"_{\1}"),  # 422_8
-        (r"(?<![\d.}])\.(?=\d)", "0."),  # .5
-        (r"(?<=\d)\.(?!\d)", " "),  # 7\text{ hours}.
+        (r"(?<![\d.}])\.(?=\d)", "0."),  # .039
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt\s*(\[[^\]]*\])?\s*(\d+|[a-zA-Z]|\\[a-zA-Z]+)", r"\\sqrt\1{\2}"),  # 11\sqrt2
         (rf"\\(frac|binom){_ARGUMENT}", r"\\\1{\2}"),  # \dfrac 3 8, \frac\pi 2
@@ -77,37 +67,33 @@ _REWRITES = [
 ]
 
 
-def closing(text: str, start: int = 0) -> int:
-    """Where the bracket at ``start`` closes, or -1; "[0, 1)" closes too: the kinds are counted together."""
-    depth = 0
-    for position in range(start, len(text)):
-        depth += (text[position] in "([{") - (text[position] in ")]}")
-        if depth == 0:
-            return position
-    return -1
+def _depths(text: str) -> list[int]:
+    """How many brackets are open after each character; "[0, 1)" closes too: the kinds are counted together."""
+    text = text.replace("\\begin", "(begin").replace("\\end", ")end")
+    return list(itertools.accumulate((c in "([{") - (c in ")]}") for c in text))
+
+
+def is_enclosed(text: str) -> bool:
+    """Whether the bracket that a text begins with closes at its end."""
+    depths = _depths(text)
+    return depths[-1:] == [0] and 0 not in depths[:-1]
 
 
 def split_top(text: str, separator: str) -> list[str]:
     """The parts of a text between the separators, a pattern, that stand outside all brackets."""
-    parts, depth, start, position, pattern = [], 0, 0, 0, re.compile(separator)
-    while position < len(text):
-        if text.startswith(("\\begin{", "\\end{"), position):
-            depth += 1 if text[position + 1] == "b" else -1
-        elif depth == 0 and (found := pattern.match(text, position)):
-            parts.append(text[start:position])
-            start = position = found.end()
-            continue
-        depth += (text[position] in "([{") - (text[position] in ")]}")
-        position += 1
+    depth, parts, start = [0, *_depths(text)], [], 0
+    for found in re.finditer(separator, text):
+        if depth[found.start()] == 0:
+            parts.append(text[start : found.start()])
+            start = found.end()
     return [*parts, text[start:]]
 
 
 def tidy(text: str) -> str:
     """One spelling. Idempotent but for the number of spaces."""
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m[0].translate(_RAISED)}}}", text)
-    text = re.sub("[₀₁₂₃₄₅₆₇₈₉₋]+", lambda m: f"_{{{m[0].translate(_LOWERED)}}}", text)
-    text = unicodedata.normalize("NFKC", re.sub(r"[¼-¾⅓⅔]", r" \g<0>", text).translate(_UNICODE)).replace("⁄", "/")
-    text = "".join(c if c.isprintable() else " " for c in text)
+    runs = itertools.groupby(text.translate(_UNICODE), lambda c: unicodedata.decomposition(c).partition(" ")[0])
+    spelled = (_FORMS.get(form, "{}").format(unicodedata.normalize("NFKC", "".join(run))) for form, run in runs)
+    text = "".join(c if c.isprintable() else " " for c in "".join(spelled).translate(_UNICODE))
     text = _unwrapped(re.sub(r"(?<!\\)\$|(?<!\\)\\[()]|(?<!\\)\\[\[\]]", " ", text))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -123,12 +109,10 @@ def _unwrapped(text: str) -> str:
     """Without the sentence's punctuation, a fence of Markdown, a box, and braces around it all."""
     before = None
     while text != before:
-        before, text = (
-            text,
-            re.sub(r"^(=|\\approx|:)\s*|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$|(?<!\\)(?:[,;:\s]+|\\)$", "", text.strip()),
-        )
+        before, text = text, re.sub(r"^(=|\\approx|:)\s*|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$", "", text.strip())
+        text = re.sub(r"(?<!\\)(?:[,;:\s]+|\\)$", "", text)
         text = re.sub(r"^(\*\*|```|`)(.+)\1$", r"\2", text).strip()
-        opened = re.match(r"(\\f?boxed\s*)?\{", text)
-        if opened and closing(text, opened.end() - 1) == len(text) - 1:
-            text = text[opened.end() : -1]
+        opened = re.match(r"(?:\\f?boxed\s*)?(?=\{)", text)
+        if opened and is_enclosed(text[opened.end() :]):
+            text = text[opened.end() + 1 : -1]
     return text

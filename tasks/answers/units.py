@@ -6,6 +6,8 @@ from fractions import Fraction
 from typing import NamedTuple
 
 _TABLE = (  # what is not here is measured by itself
+    "number: dozen 12, hundred 100, thousand 1000, million 1000000, billion 1000000000, trillion 1000000000000,"
+    "third 1/3, tenth 1/10, hundredth 1/100, thousandth 1/1000;"
     "length: mm millimeter millimetre 1/1000, cm centimeter centimetre 1/100, m meter metre 1, km kilometer 1000,"
     "in inch inche 127/5000, ft foot feet 381/1250, yd yard 1143/1250, mi mile 201168/125;"
     "time: s sec second 1, min minute 60, h hr hour 3600, day 86400, week 604800; money: cent ¢ 1/100, dollar 1;"
@@ -20,47 +22,54 @@ _UNITS = {
     for name in entry.split()[:-1]
 }
 _DIMENSIONS = {dimension for dimension, _ in _UNITS.values()}
+PLAIN_UNIT = rf"(?:{'|'.join(name for name in _UNITS if len(name) > 1)}|sq|cu|square|cubic|mph|unit)s?(?![a-zA-Z])"
+_SPELLINGS = {  # 5 A, but "a" in "miles a day" is "per"; 34\text{ sq. units}
+    **{r"\\%": " percent ", r"\^\\circ": " degree ", "''": " arcsecond ", r"[{}]|\\text|\\cdot|\\": " "},
+    **{r"\bA\b": "ampere", r"(?<=[a-z]\s)\s*an?(?=\s)|/": " per ", r"(?i)\bm\.?p\.?h\b\.?": "mile per hour"},
+    **{r"\bsq\b\.?": "square", r"\bcu\b\.?": "cubic", r"\s+squared\b": "^2", r"\s+cubed\b": "^3", r"\s*\^\s*": "^"},
+}
 
 
 class Unit(NamedTuple):
-    """What a quantity is measured in: powers, {("length", 2)} of an area, and the scale, 1/10000 of a cm^2."""
+    """What a quantity is measured in: ``powers``, {("length", 2)} of an area, ``scale``, 1/10000 of a cm^2, and the
+    ``number`` that stands before it in words, 1,000,000 of "million dollars"."""
 
-    powers: frozenset[tuple[str, int]]
-    scale: Fraction
+    powers: frozenset[tuple[str, int]] = frozenset()
+    scale: Fraction = Fraction(1)
+    number: Fraction = Fraction(1)
 
 
 def read_unit(text: str) -> Unit:
     """A unit from its words; "square cm" and "cm^2" are the same."""
-    for sign, name in (("\\%", " percent "), ("^\\circ", " degree "), ("''", " arcsecond ")):
-        text = text.replace(sign, name)
-    text = re.sub(r"[{}]|\\text|\\cdot|\\", " ", text)
-    text = re.sub(r"(?<=[a-z]\s)\s*an?(?=\s)|/", " per ", text)  # "a" in "miles a day"; "5 A" is five amperes
-    text = re.sub(r"\bm\.?p\.?h\b\.?", "mile per hour", re.sub(r"\bA\b", "ampere", text).casefold())
-    text = re.sub(r"\bcu(?=\b|\.)\.?", "cubic", re.sub(r"\bsq(?=\b|\.)\.?", "square", text))  # 34\text{ sq. units}
-    text = re.sub(r"(\w+)\s+(squared|cubed)\b", lambda m: f"{m[1]}^{2 if m[2] == 'squared' else 3}", text)
-    powers, scale, sign, power = Counter(), Fraction(1), 1, 1
-    for token in (token.strip(".,()") for token in re.sub(r"\s*\^\s*", "^", text).split()):
+    for pattern, word in _SPELLINGS.items():
+        text = re.sub(pattern, word, text)
+    powers, scale, number, sign, power = Counter(), Fraction(1), Fraction(1), 1, 1
+    for token in (token.strip(".,()") for token in text.casefold().split()):
+        name, _, exponent = token.partition("^")
+        plain = name[:-1] if len(name) > 3 and name.endswith("s") and not name.endswith("ss") else name
+        dimension, factor = _UNITS.get(name) or _UNITS.get(plain) or (plain, Fraction(1))
         if token in ("per", "square", "cubic"):
             sign, power = (-1, 1) if token == "per" else (sign, 2 if token == "square" else 3)
+        elif dimension == "number":
+            number *= factor
         elif token not in ("", "of", "the"):
-            name, _, exponent = token.partition("^")
-            plain = name[:-1] if len(name) > 3 and name.endswith("s") and not name.endswith("ss") else name
-            dimension, factor = _UNITS.get(name) or _UNITS.get(plain) or (plain, Fraction(1))
             exponent = sign * power * (int(exponent) if re.fullmatch(r"-?\d", exponent) else 1)
             powers[dimension] += exponent
             scale, power = scale * factor**exponent, 1
-    return Unit(frozenset(item for item in powers.items() if item[1]), scale)
+    if power > 1:
+        powers["area"] += 1  # "5 square" is no 5
+    return Unit(frozenset(item for item in powers.items() if item[1]), scale, number)
 
 
 def factor_between(first: Unit, second: Unit) -> Fraction | None:
     """What a number in the first unit is multiplied by to be one in the second; None if they measure different things.
 
-    Words that are no unit may be left out: "7 integers" are "7 distinct integers". A "unit" is whatever the other's is.
+    A missing unit is taken as meant, and so are words that are none: "7 integers" are "7 distinct integers".
     """
-    if any(name == "unit" for unit in (first, second) for name, _ in unit.powers):
-        return Fraction(1)
     smaller, larger = sorted((first.powers, second.powers), key=len)
-    further = larger - smaller
-    if not smaller <= larger or not smaller or any(name in _DIMENSIONS or power != 1 for name, power in further):
+    number = first.number / second.number
+    if not smaller or any(name == "unit" for name, _ in smaller | larger):
+        return number
+    if not smaller <= larger or any(name in _DIMENSIONS or power != 1 for name, power in larger - smaller):
         return None
-    return first.scale / second.scale
+    return number * first.scale / second.scale
