@@ -173,7 +173,11 @@ def prepare(config: Config) -> None:
 
         precision = Precision.of(config.precision)
         runtime.prepare({precision.train, precision.sample}, config.precision.cpu_half)
-    runtime.require_gpu_for({"--offload": config.training.offload != "none", "--vllm-sleep-level": config.sleeps})
+    for option, asked in (("--offload", config.training.offload != "none"), ("--vllm-sleep-level", config.sleeps)):
+        require(
+            not asked or runtime.device().type == "cuda",
+            f"{option} moves memory between a GPU and its host, and there is no GPU here; leave it out.",
+        )
     runtime.init_process_group()
 
 
