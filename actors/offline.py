@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from actors.startup import importing
-from tasks.errors import require
+from tasks.errors import require, require_number
 
 
 @dataclass
@@ -48,10 +48,9 @@ def check_sampling(options: OfflineOptions, prompt_max_length: int, model_config
         UsageError: with one sentence that says what to do.
     """
     for name in ("max_tokens", "max_num_seqs"):
-        value = getattr(options, name)
-        require(value > 0, f"--{name.replace('_', '-')} is {value}; it must be greater than 0.")
-    require(prompt_max_length > 0, f"--prompt-max-length is {prompt_max_length}; it must be greater than 0.")
-    require(options.temperature >= 0, f"--temperature is {options.temperature:g}; it must not be negative.")
+        require_number(name, getattr(options, name))
+    require_number("prompt_max_length", prompt_max_length)
+    require_number("temperature", options.temperature, or_zero=True)
     require(0 < options.top_p <= 1, f"--top-p is {options.top_p:g}; it must lie above 0 and at most at 1.")
     require(0 <= options.seed < 2**32, f"--seed is {options.seed}; it must lie from 0 to below 2^32.")
     require(0 < options.vllm_gpu_ratio < 1, "--vllm-gpu-ratio is a share of the GPU's memory, between 0 and 1.")

@@ -83,7 +83,9 @@ class PolicyLearner(PPOLearner):
         """Build model, optimiser and scheduler and hand them to DeepSpeed."""
         self.strategy = PrecisionStrategy(args, self.precision, offload=self.config.training.offload)
         self.strategy.setup_distributed()
-        self.reference = self._load_policy().eval().requires_grad_(False) if args.beta > 0 else None
+        training = self.config.training
+        needs_reference = self.config.objective.beta > 0
+        self.reference = self._load_policy().eval().requires_grad_(False) if needs_reference else None
         if args.zero_stage == 3:  # from here on, parameters are cut up as they are made
             self._sharding = HfDeepSpeedConfig(self.strategy.get_ds_train_config(is_wrapped=True))
         policy = self._load_policy()
@@ -91,19 +93,19 @@ class PolicyLearner(PPOLearner):
         self.peft = lora.add_adapters(policy.causal_lm, options) if options.lora_rank > 0 else None
         self.model = LLM(policy)
         disable_dropout(self.model)
-        if args.gradient_checkpointing:
+        if self.config.model.gradient_checkpointing:
             policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = self.strategy.create_optimizer(
             self.model,
-            lr=args.learning_rate,
-            betas=(args.adam_beta_1, args.adam_beta_2),
-            eps=self.config.training.adam_eps,
-            weight_decay=args.l2,
+            lr=training.learning_rate,
+            betas=(training.adam_beta_1, training.adam_beta_2),
+            eps=training.adam_eps,
+            weight_decay=training.weight_decay,
         )
         updates = self.max_steps * self.config.updates_per_step
-        minimum = {"min_lr": args.learning_rate * 0.1} if args.lr_scheduler == "cosine_with_min_lr" else {}
+        minimum = {"min_lr": training.learning_rate * 0.1} if training.lr_scheduler == "cosine_with_min_lr" else {}
         self.scheduler = get_scheduler(
-            args.lr_scheduler,
+            training.lr_scheduler,
             self.optimizer,
             num_warmup_steps=self.config.warmup_updates(updates),
             num_training_steps=updates,
@@ -149,8 +151,9 @@ class PolicyLearner(PPOLearner):
         Raises:
             Stopped: SIGTERM or SIGUSR1 came; the run has saved itself.
         """
-        if self.steps_done == 0 and self.in_progress is None:
-            self.evaluate_and_log(step=0)
+        begins = self.steps_done == 0 and self.in_progress is None
+        if begins and self.config.evaluation.eval_steps > 0 and self.eval_prompts:
+            self.log.evaluation(0, self.evaluate())
         while self.steps_done < self.max_steps:
             started = time.perf_counter()
             step = self.in_progress = self.in_progress or self.collect(self.steps_done + 1)
@@ -159,7 +162,7 @@ class PolicyLearner(PPOLearner):
             self.in_progress, self.steps_done = None, step.number
             metrics["time/step"] = time.perf_counter() - started
             passed = self._may_stop_as_passed(metrics["train/reward"])
-            interval, last = self.args.eval_steps, step.number == self.max_steps or passed
+            interval, last = self.config.evaluation.eval_steps, step.number == self.max_steps or passed
             if interval > 0 and (step.number % interval == 0 or last):
                 metrics |= self.evaluate()
             self.log.step(step.number, metrics)
@@ -267,7 +270,7 @@ class PolicyLearner(PPOLearner):
         generator = torch.Generator().manual_seed(step_seed(self.args.seed, step.number))
         return [
             indices
-            for _ in range(self.args.num_ppo_epochs)
+            for _ in range(self.config.training.num_ppo_epochs)
             for indices in torch.randperm(len(step.batch), generator=generator).split(self.args.train_batch_size)
         ]
 
@@ -346,7 +349,3 @@ class PolicyLearner(PPOLearner):
     def evaluate(self) -> dict[str, float]:
         """Accuracy on the held-out problems at the current weights (learners/record/evaluation.py)."""
         return evaluate(self.config, self.actor, self.eval_prompts, self.processes)
-
-    def evaluate_and_log(self, step: int) -> None:
-        if self.args.eval_steps > 0 and self.eval_prompts:
-            self.log.evaluation(step, self.evaluate())
