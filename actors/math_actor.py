@@ -45,9 +45,7 @@ class MathActor(PPOActor):
     scripts/evaluate.py does.
 
     Args:
-        args: Oat's arguments.
-        engine: the sampler.
-        grade: the task's grader.
+        grade: (responses, references) -> rewards.
         stop: strings that end a response and stay in it.
         timeouts: answers so far that the grader ran out of time on.
     """

@@ -48,13 +48,8 @@ class PolicyLearner(PPOLearner):
     update is `Updater`'s (learners/update), its loss a pure function, chosen by name (learners/objectives).
 
     Args:
-        config: resolved.
-        args: the same, as Oat's.
-        precision: of both engines.
-        prompts: for training.
-        eval_prompts: held out; may be empty.
-        log: where metrics, samples and the summary go.
-        processes: this one's place among those of the run.
+        config, args: resolved options, ours and the same as Oat's.
+        prompts, eval_prompts: for training; held out, may be none.
     """
 
     def __init__(
@@ -161,7 +156,9 @@ class PolicyLearner(PPOLearner):
             metrics["time/sync"] = self.sync_params_to_actors()
             self.in_progress, self.steps_done = None, step.number
             metrics["time/step"] = time.perf_counter() - started
-            passed = self._may_stop_as_passed(metrics["train/reward"])
+            # At this step, whose reward the log has not been told of yet; the same on every process.
+            may_stop = self.config.evaluation.stop_when_passed
+            passed = may_stop and bool(from_first(self.log.sanity_verdict(metrics["train/reward"])))
             interval, last = self.config.evaluation.eval_steps, step.number == self.max_steps or passed
             if interval > 0 and (step.number % interval == 0 or last):
                 metrics |= self.evaluate()
@@ -181,20 +178,13 @@ class PolicyLearner(PPOLearner):
         self.query_step += len(step.batch)
         return step
 
-    def _may_stop_as_passed(self, reward: float) -> bool:
-        """Whether the run is to end at this step, whose reward the log has not been told of yet; same everywhere."""
-        if not self.config.evaluation.stop_when_passed:
-            return False
-        return bool(from_first(self.log.sanity_verdict(reward)))
-
     def _stop_if_told(self) -> None:
         name = self.interruption.requested()
         if name is None:
             return
-        within = self.in_progress
         where = f"after step {self.steps_done}"
-        if within is not None:
-            where = f"in step {within.number} after update {within.updates_done}"
+        if (step := self.in_progress) is not None:
+            where = f"in step {step.number} after update {step.updates_done}"
         saved = self.save_checkpoint()
         kept = f"; saved as {saved}, the same command goes on from there" if saved else " and nothing could be saved"
         raise Stopped(f"{name}: stopped {where} of {self.max_steps} steps{kept}")

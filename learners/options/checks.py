@@ -14,7 +14,6 @@ def check(config: Config, asked_for: dict, launch: Launch) -> None:
     Args:
         config: resolved.
         asked_for: the options as they were given, None where they were left out.
-        launch: the processes of the run.
 
     Raises:
         UsageError: with one sentence that says what to do.

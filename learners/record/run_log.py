@@ -163,11 +163,8 @@ class RunLog:
         self._warned_of = topic
 
     def sanity_verdict(self, *unlogged_rewards: float) -> bool | None:
-        """`sanity_passed` of this run so far; None for other tasks.
-
-        Args:
-            unlogged_rewards: of steps that `step` has not been told of yet.
-        """
+        """`sanity_passed` of this run so far, with the rewards of steps that `step` has not been told of yet; None for
+        other tasks."""
         if self.config.task.task != "sanity" or self.steps_per_epoch is None:
             return None
         rewards = [record["train/reward"] for record in self.history]
