@@ -30,12 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with contextlib.nullcontext() if is_first() else silence():
             config = parse(arguments)
-        if config.memory.plan:
-            return show_plan(config)
         if config.needs_memory_plan:
-            from learners.memory.advice import plan_for
+            from learners.memory import advice
 
-            _, sentence = plan_for(config, Launch.from_environment())
+            plan, sentence = advice.plan_for(config, config.planned_launch() or Launch.from_environment())
+            if config.memory.plan:
+                if is_first():
+                    print(advice.table(plan), flush=True)
+                require(not sentence, sentence)
+                return 0
             require(not sentence, f"{sentence.removesuffix('.')} (--plan True shows the sum).")
         task, prompts, eval_prompts = load_task(config)
     except UsageError as error:
@@ -46,16 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse(error)
     finally:
         task.close()
-
-
-def show_plan(config: Config) -> int:
-    """Print what each process would hold on its GPU. Returns the exit code: 0 it fits, 2 it does not."""
-    from learners.memory.advice import plan_for, table
-
-    plan, sentence = plan_for(config, config.planned_launch() or Launch.from_environment())
-    if is_first():
-        print(table(plan), flush=True)
-    return refuse(UsageError(sentence)) if sentence else 0
 
 
 def refuse(error: UsageError) -> int:
@@ -173,19 +166,17 @@ def prepare(config: Config) -> None:
 
         precision = Precision.of(config.precision)
         runtime.prepare({precision.train, precision.sample}, config.precision.cpu_half)
-    runtime.require_gpu_for({"--offload": config.training.offload != "none", "--vllm-sleep-level": config.sleeps})
+    for option, asked in (("--offload", config.training.offload != "none"), ("--vllm-sleep-level", config.sleeps)):
+        require(
+            not asked or runtime.device().type == "cuda",
+            f"{option} moves memory between a GPU and its host, and there is no GPU here; leave it out.",
+        )
     runtime.init_process_group()
 
 
 def build(config: Config, task, prompts, eval_prompts, log, marks: dict | None = None):
-    """The learner with its actor attached, both on the same weights, ready to `run`.
-
-    Args:
-        config: resolved.
-        task, prompts, eval_prompts: from `load_task`.
-        log: a `RunLog`.
-        marks: takes the times at which modules were loaded, and learner and sampler stood (perf_counter).
-    """
+    """The learner with its actor attached, both on the same weights, ready to `run`; ``marks`` takes the times at which
+    modules were loaded, and learner and sampler stood (perf_counter)."""
     with importing():
         from actors.engine import SamplingEngine
         from actors.math_actor import MathActor

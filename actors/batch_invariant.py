@@ -11,55 +11,37 @@ stopping), the batch is taken out of the arithmetic:
 """
 
 import os
-import warnings
 
 import torch
 
-from actors.cpu_half import Fp32Accumulate
+from actors.cpu_half import CpuProducts, Fp32Accumulate
 
 ROWS = 16
 
 
-class RowBlocks:
-    """The override for the CPU, while it is held; ``remove()`` takes it back. A process holds at most one.
+class RowBlocks(CpuProducts):
+    """The override for the CPU.
 
     Args:
-        half: the half-precision products of this process (actors/cpu_half.py), which then compute the blocks of the
-            dtypes they serve; torch's own kernels compute the others.
+        half: the half-precision products of this process (actors/cpu_half.py), which then compute the blocks; without
+            them torch's own kernels do.
     """
 
     def __init__(self, half: Fp32Accumulate | None = None):
         self.half = half
-        self._library = torch.library.Library("aten", "IMPL")
-        with warnings.catch_warnings():  # that a kernel is overridden is the purpose
-            warnings.filterwarnings("ignore", message=".*overrid.*")
-            self._library.impl("mm", self._mm, "CPU", allow_override=True)
-            self._library.impl("addmm", self._addmm, "CPU", allow_override=True)
+        super().__init__("mm", "addmm")
 
-    def remove(self) -> None:
-        self._library._destroy()
-
-    def _mm(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        blocks = [self._block_mm(block, b) for block in _row_blocks(a)]
+    def product(self, operator, *operands: torch.Tensor, **scaling) -> torch.Tensor:
+        *bias, a, b = operands
+        rows = [*(part.expand(len(a), b.shape[1]) for part in bias), a]
+        parts = zip(*map(_row_blocks, rows), strict=True)
+        blocks = [self._block(operator, *part, b, **scaling) for part in parts]
         return torch.cat(blocks)[: len(a)] if blocks else a.new_zeros(0, b.shape[1])
 
-    def _addmm(self, bias, a, b, *, beta=1, alpha=1) -> torch.Tensor:
-        bias = bias.expand(len(a), b.shape[1])
-        pairs = zip(_row_blocks(bias), _row_blocks(a), strict=True)
-        blocks = [self._block_addmm(*pair, b, beta, alpha) for pair in pairs]
-        return torch.cat(blocks)[: len(a)] if blocks else a.new_zeros(0, b.shape[1])
-
-    # The ``out=`` variants are operators of their own, which are not overridden: they are the way to torch's kernels.
-
-    def _block_mm(self, a, b):
-        if self.half is not None and a.dtype in self.half.dtypes:
-            return self.half._mm(a, b)
-        return torch.mm(a, b, out=a.new_empty(0))
-
-    def _block_addmm(self, bias, a, b, beta, alpha):
-        if self.half is not None and a.dtype in self.half.dtypes:
-            return self.half._addmm(bias, a, b, beta=beta, alpha=alpha)
-        return torch.addmm(bias, a, b, beta=beta, alpha=alpha, out=a.new_empty(0))
+    def _block(self, operator, *operands: torch.Tensor, **scaling) -> torch.Tensor:
+        if self.half is not None:
+            return self.half.product(operator, *operands, **scaling)
+        return operator(*operands, **scaling, out=operands[-1].new_empty(0))
 
 
 def _row_blocks(matrix: torch.Tensor) -> list[torch.Tensor]:
@@ -70,21 +52,19 @@ def _row_blocks(matrix: torch.Tensor) -> list[torch.Tensor]:
     return list(matrix.split(ROWS)) if len(matrix) else []
 
 
-def is_supported() -> bool:
-    """Whether this device has what it takes."""
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 0)
-
-
-def enable(half: Fp32Accumulate | None) -> RowBlocks | None:
+def enable(half: Fp32Accumulate | None) -> bool:
     """Make what vLLM samples in this process independent of the batch; comes before vLLM is imported.
 
     Args:
         half: what `runtime.prepare` returned.
 
     Returns:
-        The override of a CPU; None on a GPU, where vLLM does it.
+        Whether this device has what it takes.
     """
-    if torch.cuda.is_available():
-        os.environ["VLLM_BATCH_INVARIANT"] = "1"
-        return None
-    return RowBlocks(half)
+    if not torch.cuda.is_available():
+        RowBlocks(half)  # torch holds it
+        return True
+    if torch.cuda.get_device_capability() < (8, 0):
+        return False
+    os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    return True

@@ -12,22 +12,39 @@ torch's own kernels.
 """
 
 import warnings
+from functools import partial
 
 import torch
 
-NATIVE_SUPPORT = {
+NATIVE_SUPPORT = {  # whether torch has a fast kernel for products of a half dtype on this CPU
     torch.float16: lambda: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
     torch.bfloat16: lambda: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
 }
 
 
-def is_native(dtype: torch.dtype) -> bool:
-    """Whether torch has a fast kernel for products of this dtype on this CPU; always true of FP32 and FP64."""
-    return dtype not in NATIVE_SUPPORT or bool(NATIVE_SUPPORT[dtype]())
+class CpuProducts:
+    """``product(operator, *operands, **scaling)`` in the place of some of ATen's products on the CPU, while it is held;
+    ``remove()`` brings torch's kernels back. Of each kind a process holds at most one.
+
+    Args:
+        names: of operators such as "mm"; ``product`` gets ``torch.mm``, the operands, a bias first, and the bias's
+            ``beta`` and ``alpha``.
+    """
+
+    def __init__(self, *names: str):
+        self._library = torch.library.Library("aten", "IMPL")
+        with warnings.catch_warnings():  # that a kernel is overridden is the purpose
+            warnings.filterwarnings("ignore", message=".*overrid.*")
+            for name in names:
+                kernel = partial(self.product, getattr(torch, name))
+                self._library.impl(name, kernel, "CPU", allow_override=True)
+
+    def remove(self) -> None:
+        self._library._destroy()
 
 
-class Fp32Accumulate:
-    """The override, while it is held; ``remove()`` brings torch's kernels back. A process holds at most one.
+class Fp32Accumulate(CpuProducts):
+    """Half products, accumulated in FP32.
 
     Args:
         dtypes: among ``torch.float16`` and ``torch.bfloat16``; only products of operands of these are changed.
@@ -36,38 +53,15 @@ class Fp32Accumulate:
     def __init__(self, dtypes: set[torch.dtype]):
         assert dtypes and dtypes <= set(NATIVE_SUPPORT), dtypes
         self.dtypes = frozenset(dtypes)
-        self._library = torch.library.Library("aten", "IMPL")
-        with warnings.catch_warnings():  # that a kernel is overridden is the purpose
-            warnings.filterwarnings("ignore", message=".*other operators may also be overridden.*")
-            for name in ("mm", "addmm", "bmm", "baddbmm"):
-                self._library.impl(name, getattr(self, f"_{name}"), "CPU", allow_override=True)
+        super().__init__("mm", "addmm", "bmm", "baddbmm")
 
-    def remove(self) -> None:
-        self._library._destroy()
-
-    # The ``out=`` variants are operators of their own, which are not overridden: they are the way to torch's kernels.
-
-    def _mm(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def product(self, operator, *operands: torch.Tensor, **scaling) -> torch.Tensor:
+        # The ``out=`` variants are operators of their own, which are not overridden: the way to torch's kernels.
+        a = operands[-2]
         if a.dtype not in self.dtypes:
-            return torch.mm(a, b, out=a.new_empty(0))
-        return torch.mm(a.float(), b.float(), out=a.new_empty(0, dtype=torch.float32)).to(a.dtype)
-
-    def _bmm(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        if a.dtype not in self.dtypes:
-            return torch.bmm(a, b, out=a.new_empty(0))
-        return torch.bmm(a.float(), b.float(), out=a.new_empty(0, dtype=torch.float32)).to(a.dtype)
-
-    def _addmm(self, bias, a, b, *, beta=1, alpha=1) -> torch.Tensor:
-        if a.dtype not in self.dtypes:
-            return torch.addmm(bias, a, b, beta=beta, alpha=alpha, out=a.new_empty(0))
+            return operator(*operands, **scaling, out=a.new_empty(0))
         result = a.new_empty(0, dtype=torch.float32)
-        return torch.addmm(bias.float(), a.float(), b.float(), beta=beta, alpha=alpha, out=result).to(a.dtype)
-
-    def _baddbmm(self, bias, a, b, *, beta=1, alpha=1) -> torch.Tensor:
-        if a.dtype not in self.dtypes:
-            return torch.baddbmm(bias, a, b, beta=beta, alpha=alpha, out=a.new_empty(0))
-        result = a.new_empty(0, dtype=torch.float32)
-        return torch.baddbmm(bias.float(), a.float(), b.float(), beta=beta, alpha=alpha, out=result).to(a.dtype)
+        return operator(*(operand.float() for operand in operands), **scaling, out=result).to(a.dtype)
 
 
 def install(dtypes: set[torch.dtype], mode: str = "auto") -> Fp32Accumulate | None:
@@ -85,5 +79,5 @@ def install(dtypes: set[torch.dtype], mode: str = "auto") -> Fp32Accumulate | No
     if mode == "stock" or (mode == "auto" and torch.cuda.is_available()):
         return None
     if mode == "auto":
-        chosen = {dtype for dtype in chosen if not is_native(dtype)}
+        chosen = {dtype for dtype in chosen if not NATIVE_SUPPORT[dtype]()}
     return Fp32Accumulate(chosen) if chosen else None

@@ -6,13 +6,15 @@ What vLLM (0.32) does otherwise on one device or another is kept here.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import psutil
 import torch
 import vllm
+from vllm.config.lora import MaxLoRARanks
 from vllm.distributed import parallel_state
 from vllm.lora.request import LoRARequest
+from vllm.model_executor.models import registry
 
 from actors import cpu_sampler
 from tasks.errors import NonFiniteError
@@ -58,7 +60,9 @@ class SamplingEngine:
     ):
         _leave_the_process_group_to_the_learner()
         _note_log_probs_simply()
-        _look_at_models_in_this_process()
+        # The first time on a machine that vLLM meets a kind of model, it looks at it in another process, which loads
+        # vLLM anew, lest CUDA be initialised in this one. Here the engine itself is in this one.
+        registry._run_in_subprocess = lambda look: look()
         arguments = {}
         if torch.cuda.is_available():
             arguments |= {"gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
@@ -67,7 +71,8 @@ class SamplingEngine:
         else:
             cpu_sampler.install()
             keep_linear_weights_in_place()
-            _leave_memory_unbound()
+            # vLLM binds the process's memory to one NUMA node; the learner is in this process and may need more.
+            torch.ops._C.init_cpu_memory_env = lambda nodes: None
             cache = _cpu_cache_bytes(model_path, dtype, max_model_len, max_num_seqs, trust_remote_code)
             arguments |= {"kv_cache_memory_bytes": cache, "enforce_eager": True, "block_size": CPU_BLOCK_TOKENS}
             # After a prompt's first part vLLM takes back the draw of a request that has a seed, and a CPU's cannot be.
@@ -76,7 +81,8 @@ class SamplingEngine:
             _name_shared_memory_after_the_run()
             arguments |= {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": tensor_parallel}
         if lora_rank > 0:
-            arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank_that_vllm_takes(lora_rank)}
+            has_kernels = next(rank for rank in get_args(MaxLoRARanks) if lora_rank <= rank)
+            arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": has_kernels}
         self.llm = vllm.LLM(
             model=model_path,
             dtype=VLLM_DTYPES[dtype],
@@ -183,11 +189,6 @@ CPU_BLOCK_TOKENS = 32
 NAN_LOGITS = "NaNs detected in logits"  # how vLLM puts it
 
 
-def _rank_that_vllm_takes(rank: int) -> int:
-    """The smallest of the ranks that vLLM has kernels for."""
-    return next(taken for taken in (1, 8, 16, 32, 64, 128, 256, 320, 512) if rank <= taken)
-
-
 def _cpu_cache_bytes(model_path, dtype, max_model_len, max_num_seqs, trust_remote_code) -> int:
     """Room for the whole batch's keys and values, within a quarter of the machine's memory."""
     from transformers import AutoConfig
@@ -206,10 +207,8 @@ def keep_linear_weights_in_place() -> None:
     original, so that weights loaded later would change nothing. Leave them where they are, and multiply with torch."""
     from vllm.model_executor.layers import utils
 
-    def multiply_with_torch(layer: torch.nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
-
-    utils.dispatch_cpu_unquantized_gemm = multiply_with_torch
+    linear = torch.nn.functional.linear
+    utils.dispatch_cpu_unquantized_gemm = lambda layer, remove_weight: setattr(layer, "cpu_linear", linear)
 
 
 def _repack_experts(model: torch.nn.Module) -> None:
@@ -219,11 +218,6 @@ def _repack_experts(model: torch.nn.Module) -> None:
         kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
         if kernel is not None:
             kernel.fused_experts.process_weights_after_loading(module)
-
-
-def _leave_memory_unbound() -> None:
-    """On a CPU, vLLM binds the process's memory to one NUMA node; the learner is in this process and may need more."""
-    torch.ops._C.init_cpu_memory_env = lambda nodes: None
 
 
 def _leave_the_process_group_to_the_learner() -> None:
@@ -262,14 +256,6 @@ def _note_log_probs_simply() -> None:
 
     LogprobsProcessor.from_new_request = classmethod(without_tokenizer)
     LogprobsProcessor._update_sample_logprobs = note
-
-
-def _look_at_models_in_this_process() -> None:
-    """The first time on a machine that vLLM meets a kind of model, it looks at it in another process, which loads vLLM
-    anew, lest CUDA be initialised in this one. Here the engine itself is in this one."""
-    from vllm.model_executor.models import registry
-
-    registry._run_in_subprocess = lambda look: look()
 
 
 def _name_shared_memory_after_the_run() -> None:

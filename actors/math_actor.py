@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import vllm
 from oat.algorithms.ppo import PPOActor, PPOArgs
-from oat.oracles.base import PreferenceOracleBase, RewardOracleBase
 from oat.types import TransitionData
 from vllm.lora.request import LoRARequest
 
@@ -16,28 +16,6 @@ from actors.engine import SamplingEngine
 from actors.responses import Request, prompt_seed, response_seed, sample_stream
 from tasks.errors import NonFiniteError
 from tasks.prompts import Prompt
-
-
-class TaskOracle(RewardOracleBase, PreferenceOracleBase):
-    """A task's grader in the shape that Oat's actors ask for.
-
-    Args:
-        grade: (responses, references) -> rewards.
-    """
-
-    def __init__(self, grade: Callable[[list[str], list[str]], list[float]]):
-        self.grade = grade
-
-    def get_reward(self, inputs, responses, references, batch_size=4):
-        """Rewards of N responses as an (N,) FP32 tensor, and an empty metric."""
-        del inputs, batch_size
-        return torch.tensor(self.grade(list(responses), list(references)), dtype=torch.float32), {}
-
-    def compare(self, inputs, candidates_A, candidates_B, batch_size=4, return_probs=False, disable_tqdm=False):
-        """Oat's evaluation: the reward of A against the reference B, as an (N,) array."""
-        del batch_size, return_probs, disable_tqdm
-        rewards, info = self.get_reward(inputs, candidates_A, candidates_B)
-        return rewards.numpy(), info
 
 
 def require_finite(transitions: list[TransitionData]) -> None:
@@ -57,13 +35,6 @@ def require_finite(transitions: list[TransitionData]) -> None:
                 )
 
 
-class PassThrough:
-    """What Oat's actor uses to send transitions to another process; here the learner is in this one."""
-
-    def serialize_ipc(self, data):
-        return data
-
-
 class MathActor(PPOActor):
     """Oat's PPOActor on an engine in this process.
 
@@ -74,9 +45,7 @@ class MathActor(PPOActor):
     scripts/evaluate.py does.
 
     Args:
-        args: Oat's arguments.
-        engine: the sampler.
-        grade: the task's grader.
+        grade: (responses, references) -> rewards.
         stop: strings that end a response and stay in it.
         timeouts: answers so far that the grader ran out of time on.
     """
@@ -92,13 +61,15 @@ class MathActor(PPOActor):
         super().__init__(ipc_server=None, vllm_args={}, args=args)
         self.engine, self.llm = engine, engine.llm
         # The processes that share an engine must agree, also where a grader runs out of time in one of them.
-        one_grade = lambda *answers: engine.decided_by_first(lambda: grade(*answers))
-        self.oracle, self.oracle_batch_size = TaskOracle(one_grade), args.oracle_batch_size
+        self.grade = lambda *answers: engine.decided_by_first(lambda: grade(*answers))
         self.timeouts = timeouts
-        self.ipc_client = PassThrough()
+        # What Oat's `step` asks for: rewards in FP32 beside a metric, and a way to the learner, which is here.
+        get_reward = lambda _, *answers: (torch.tensor(self.grade(*answers), dtype=torch.float32), {})
+        self.oracle = SimpleNamespace(get_reward=get_reward)
+        self.ipc_client = SimpleNamespace(serialize_ipc=lambda transitions: transitions)
         self.adapter: LoRARequest | None = None
         self.prompt_seeds: list[int] = []  # of the step that is being sampled
-        stopping = {"stop": list(stop), "include_stop_str_in_output": True} if stop else {}
+        stopping = {"stop": list(stop), "include_stop_str_in_output": bool(stop)}
         self.sampling_params = vllm.SamplingParams(
             n=args.num_samples,
             temperature=args.temperature,
@@ -129,11 +100,7 @@ class MathActor(PPOActor):
 
     def _decode(self, responses: list[vllm.CompletionOutput]) -> None:
         """Whole responses at once: a tenth of the time that vLLM takes for it token by token."""
-        ended = [response.finish_reason == "stop" for response in responses]
-        tokens = [
-            response.token_ids[:-1] if end else response.token_ids
-            for response, end in zip(responses, ended, strict=True)
-        ]
+        tokens = [r.token_ids[:-1] if r.finish_reason == "stop" else r.token_ids for r in responses]
         decode = self.llm.get_tokenizer().batch_decode
         texts = decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for response, text in zip(responses, texts, strict=True):
@@ -184,17 +151,15 @@ class MathActor(PPOActor):
             Rewards, and lengths in tokens, both of shape (prompts, eval_n).
         """
         shape = (len(prompts), self.args.eval_n)
-        requests = []
-        for i, j in np.ndindex(shape):
-            prompt = prompts[i]
-            own_seed = response_seed(seed, prompt.question, j)
-            requests.append(Request((i, j), prompt.token_ids, prompt.reference, own_seed))
+        requests = [
+            Request((i, j), prompt.token_ids, prompt.reference, response_seed(seed, prompt.question, j))
+            for i, prompt in enumerate(prompts)
+            for j in range(self.args.eval_n)
+        ]
         stream = sample_stream(self.engine, requests, self.eval_sampling_params, in_flight=len(requests))
         responses = [response for finished in stream for response in finished]
         rewards, lengths = np.zeros(shape), np.zeros(shape)
-        graded, _ = self.oracle.get_reward(
-            [], [response.text for response in responses], [response.request.reference for response in responses]
-        )
-        for response, reward in zip(responses, graded.tolist(), strict=True):
+        graded = self.grade([response.text for response in responses], [r.request.reference for r in responses])
+        for response, reward in zip(responses, graded, strict=True):
             rewards[response.request.key], lengths[response.request.key] = reward, response.tokens
         return rewards, lengths

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from actors.startup import importing
-from tasks.errors import require
+from tasks.errors import require, require_number
 
 
 @dataclass
@@ -48,10 +48,9 @@ def check_sampling(options: OfflineOptions, prompt_max_length: int, model_config
         UsageError: with one sentence that says what to do.
     """
     for name in ("max_tokens", "max_num_seqs"):
-        value = getattr(options, name)
-        require(value > 0, f"--{name.replace('_', '-')} is {value}; it must be greater than 0.")
-    require(prompt_max_length > 0, f"--prompt-max-length is {prompt_max_length}; it must be greater than 0.")
-    require(options.temperature >= 0, f"--temperature is {options.temperature:g}; it must not be negative.")
+        require_number(name, getattr(options, name))
+    require_number("prompt_max_length", prompt_max_length)
+    require_number("temperature", options.temperature, or_zero=True)
     require(0 < options.top_p <= 1, f"--top-p is {options.top_p:g}; it must lie above 0 and at most at 1.")
     require(0 <= options.seed < 2**32, f"--seed is {options.seed}; it must lie from 0 to below 2^32.")
     require(0 < options.vllm_gpu_ratio < 1, "--vllm-gpu-ratio is a share of the GPU's memory, between 0 and 1.")
@@ -63,6 +62,9 @@ def check_sampling(options: OfflineOptions, prompt_max_length: int, model_config
     )
 
 
+DO_NOT_MATTER = ("max_num_seqs", "vllm_gpu_ratio", "enforce_eager")  # to what a response is
+
+
 def settings_of(options: OfflineOptions, model: str, model_path: str, template: str, prompt_max_length: int) -> dict:
     """What a response depends on besides its dtype, problem and number, as plain values for a manifest."""
     return {
@@ -70,13 +72,7 @@ def settings_of(options: OfflineOptions, model: str, model_path: str, template: 
         "weights": fingerprint(Path(model_path)),
         "template": template,
         "prompt_max_length": prompt_max_length,
-        "max_tokens": options.max_tokens,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "seed": options.seed,
-        "batch_invariant": options.batch_invariant,
-        "cpu_half": options.cpu_half,
-    }
+    } | {name: value for name, value in vars(options).items() if name not in DO_NOT_MATTER}
 
 
 def fingerprint(folder: Path) -> str | None:
@@ -105,11 +101,8 @@ def open_engine(options: OfflineOptions, model_path: str, dtype, max_model_len: 
         from actors import batch_invariant, runtime
 
         half = runtime.prepare({dtype}, options.cpu_half)
-    if options.batch_invariant:
-        if batch_invariant.is_supported():
-            batch_invariant.enable(half)
-        else:
-            print("This GPU has no batch-invariant kernels: a response may depend on what is sampled beside it.")
+    if options.batch_invariant and not batch_invariant.enable(half):
+        print("This GPU has no batch-invariant kernels: a response may depend on what is sampled beside it.")
     with importing():
         from actors.engine import SamplingEngine
 
@@ -133,7 +126,10 @@ def sampling_params(options: OfflineOptions, stop: tuple[str, ...]):
     """
     import vllm
 
-    stopping = {"stop": list(stop), "include_stop_str_in_output": True} if stop else {}
     return vllm.SamplingParams(
-        temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, **stopping
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_tokens=options.max_tokens,
+        stop=list(stop),
+        include_stop_str_in_output=bool(stop),
     )

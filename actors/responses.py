@@ -103,15 +103,8 @@ def sample_stream(
 def grade_stream(
     stream: Iterable[list[Response]], grade: Callable[[list[Response]], list[float]]
 ) -> Iterator[list[tuple[Response, float]]]:
-    """Grade responses beside the sampling, in one thread, so that a slow comparison does not hold up the engine.
-
-    Args:
-        stream: from `sample_stream`.
-        grade: gives the rewards, in order.
-
-    Yields:
-        (response, reward) pairs, in the order in which the responses were finished.
-    """
+    """Grade the responses of `sample_stream`, and yield (response, reward) in the order in which they were finished;
+    in one thread beside the sampling, so that a slow comparison does not hold up the engine."""
     with ThreadPoolExecutor(1) as grader:
         pending: deque = deque()
         for finished in stream:

@@ -18,7 +18,7 @@ import torch
 from actors import cpu_half
 from actors.devices import Gpu, gpus
 from actors.launch import Launch
-from tasks.errors import UsageError, first_line, require
+from tasks.errors import UsageError, first_line
 
 COMPILER = "torch._inductor.lowering"  # the part of torch's compiler that vLLM loads, and that loads much of the rest
 
@@ -79,31 +79,14 @@ def refuse_a_gpu_out_of_reach(present: tuple[Gpu, ...]) -> None:
     )
 
 
-def require_gpu_for(wanted: dict[str, bool]) -> None:
-    """Refuse options that need a GPU where there is none.
-
-    Args:
-        wanted: whether each option, by its name, was asked for.
-
-    Raises:
-        UsageError: naming the option.
-    """
-    for option, asked in wanted.items():
-        require(
-            not asked or torch.cuda.is_available(),
-            f"{option} moves memory between a GPU and its host, and there is no GPU here; leave it out.",
-        )
-
-
 def init_process_group(timeout: timedelta = timedelta(minutes=60)) -> None:
     """Join the other processes that the launcher started; a process alone meets itself, and opens no port for it."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not torch.distributed.is_initialized() and int(os.environ["WORLD_SIZE"]) == 1:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        torch.distributed.init_process_group(
-            backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timeout
-        )
+        alone = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
+        torch.distributed.init_process_group(backend, timeout=timeout, **alone)
     import deepspeed
 
     deepspeed.init_distributed(timeout=timeout)
@@ -115,11 +98,8 @@ def leave_process_group() -> None:
 
 
 def _sum_in_fp32() -> None:
-    """Have a GPU sum the products of half operands in FP32.
-
-    By default cuBLAS may add up the parts of a sum in half: an error of the very kind that is studied here, and a way
-    to overflow.
-    """
+    """By default cuBLAS may add up the parts of a sum of half products in half: an error of the very kind that is
+    studied here, and a way to overflow."""
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
@@ -208,11 +188,7 @@ def _let_deepspeed_train_fp16_on_cpu() -> None:
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
     class CPU(CPU_Accelerator):
-        def is_fp16_supported(self):
-            return True
-
-        def is_bf16_supported(self):
-            return True
+        is_fp16_supported = is_bf16_supported = lambda self: True
 
         def create_op_builder(self, class_name):
             # Its shared-memory all-reduce serves inference alone, and takes 20 s to compile.

@@ -48,13 +48,8 @@ class PolicyLearner(PPOLearner):
     update is `Updater`'s (learners/update), its loss a pure function, chosen by name (learners/objectives).
 
     Args:
-        config: resolved.
-        args: the same, as Oat's.
-        precision: of both engines.
-        prompts: for training.
-        eval_prompts: held out; may be empty.
-        log: where metrics, samples and the summary go.
-        processes: this one's place among those of the run.
+        config, args: resolved options, ours and the same as Oat's.
+        prompts, eval_prompts: for training; held out, may be none.
     """
 
     def __init__(
@@ -83,7 +78,9 @@ class PolicyLearner(PPOLearner):
         """Build model, optimiser and scheduler and hand them to DeepSpeed."""
         self.strategy = PrecisionStrategy(args, self.precision, offload=self.config.training.offload)
         self.strategy.setup_distributed()
-        self.reference = self._load_policy().eval().requires_grad_(False) if args.beta > 0 else None
+        training = self.config.training
+        needs_reference = self.config.objective.beta > 0
+        self.reference = self._load_policy().eval().requires_grad_(False) if needs_reference else None
         if args.zero_stage == 3:  # from here on, parameters are cut up as they are made
             self._sharding = HfDeepSpeedConfig(self.strategy.get_ds_train_config(is_wrapped=True))
         policy = self._load_policy()
@@ -91,19 +88,19 @@ class PolicyLearner(PPOLearner):
         self.peft = lora.add_adapters(policy.causal_lm, options) if options.lora_rank > 0 else None
         self.model = LLM(policy)
         disable_dropout(self.model)
-        if args.gradient_checkpointing:
+        if self.config.model.gradient_checkpointing:
             policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = self.strategy.create_optimizer(
             self.model,
-            lr=args.learning_rate,
-            betas=(args.adam_beta_1, args.adam_beta_2),
-            eps=self.config.training.adam_eps,
-            weight_decay=args.l2,
+            lr=training.learning_rate,
+            betas=(training.adam_beta_1, training.adam_beta_2),
+            eps=training.adam_eps,
+            weight_decay=training.weight_decay,
         )
         updates = self.max_steps * self.config.updates_per_step
-        minimum = {"min_lr": args.learning_rate * 0.1} if args.lr_scheduler == "cosine_with_min_lr" else {}
+        minimum = {"min_lr": training.learning_rate * 0.1} if training.lr_scheduler == "cosine_with_min_lr" else {}
         self.scheduler = get_scheduler(
-            args.lr_scheduler,
+            training.lr_scheduler,
             self.optimizer,
             num_warmup_steps=self.config.warmup_updates(updates),
             num_training_steps=updates,
@@ -149,8 +146,9 @@ class PolicyLearner(PPOLearner):
         Raises:
             Stopped: SIGTERM or SIGUSR1 came; the run has saved itself.
         """
-        if self.steps_done == 0 and self.in_progress is None:
-            self.evaluate_and_log(step=0)
+        begins = self.steps_done == 0 and self.in_progress is None
+        if begins and self.config.evaluation.eval_steps > 0 and self.eval_prompts:
+            self.log.evaluation(0, self.evaluate())
         while self.steps_done < self.max_steps:
             started = time.perf_counter()
             step = self.in_progress = self.in_progress or self.collect(self.steps_done + 1)
@@ -158,8 +156,10 @@ class PolicyLearner(PPOLearner):
             metrics["time/sync"] = self.sync_params_to_actors()
             self.in_progress, self.steps_done = None, step.number
             metrics["time/step"] = time.perf_counter() - started
-            passed = self._may_stop_as_passed(metrics["train/reward"])
-            interval, last = self.args.eval_steps, step.number == self.max_steps or passed
+            # At this step, whose reward the log has not been told of yet; the same on every process.
+            may_stop = self.config.evaluation.stop_when_passed
+            passed = may_stop and bool(from_first(self.log.sanity_verdict(metrics["train/reward"])))
+            interval, last = self.config.evaluation.eval_steps, step.number == self.max_steps or passed
             if interval > 0 and (step.number % interval == 0 or last):
                 metrics |= self.evaluate()
             self.log.step(step.number, metrics)
@@ -178,20 +178,13 @@ class PolicyLearner(PPOLearner):
         self.query_step += len(step.batch)
         return step
 
-    def _may_stop_as_passed(self, reward: float) -> bool:
-        """Whether the run is to end at this step, whose reward the log has not been told of yet; same everywhere."""
-        if not self.config.evaluation.stop_when_passed:
-            return False
-        return bool(from_first(self.log.sanity_verdict(reward)))
-
     def _stop_if_told(self) -> None:
         name = self.interruption.requested()
         if name is None:
             return
-        within = self.in_progress
         where = f"after step {self.steps_done}"
-        if within is not None:
-            where = f"in step {within.number} after update {within.updates_done}"
+        if (step := self.in_progress) is not None:
+            where = f"in step {step.number} after update {step.updates_done}"
         saved = self.save_checkpoint()
         kept = f"; saved as {saved}, the same command goes on from there" if saved else " and nothing could be saved"
         raise Stopped(f"{name}: stopped {where} of {self.max_steps} steps{kept}")
@@ -267,7 +260,7 @@ class PolicyLearner(PPOLearner):
         generator = torch.Generator().manual_seed(step_seed(self.args.seed, step.number))
         return [
             indices
-            for _ in range(self.args.num_ppo_epochs)
+            for _ in range(self.config.training.num_ppo_epochs)
             for indices in torch.randperm(len(step.batch), generator=generator).split(self.args.train_batch_size)
         ]
 
@@ -346,7 +339,3 @@ class PolicyLearner(PPOLearner):
     def evaluate(self) -> dict[str, float]:
         """Accuracy on the held-out problems at the current weights (learners/record/evaluation.py)."""
         return evaluate(self.config, self.actor, self.eval_prompts, self.processes)
-
-    def evaluate_and_log(self, step: int) -> None:
-        if self.args.eval_steps > 0 and self.eval_prompts:
-            self.log.evaluation(step, self.evaluate())

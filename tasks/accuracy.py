@@ -22,16 +22,11 @@ class Accuracy:
     @classmethod
     def of(cls, correct, k: int) -> "Accuracy":
         correct = np.asarray(correct, dtype=float)
-        return cls(avg_at_n(correct), clustered_stderr(correct), pass_at_k(correct, k), k)
-
-
-def avg_at_n(correct) -> float:
-    """Share of right responses."""
-    return float(np.mean(correct))
+        return cls(float(np.mean(correct)), clustered_stderr(correct), pass_at_k(correct, k), k)
 
 
 def clustered_stderr(correct) -> float | None:
-    """Standard error of `avg_at_n` over a draw of problems, responses clustered by problem.
+    """Standard error of the share of right responses over a draw of problems, responses clustered by problem.
 
     The n responses to a problem are not independent observations of the benchmark, so they are summed before they are
     squared (E. Miller, "Adding Error Bars to Evals", arXiv 2411.00640, section 2.2), which for P problems of n

@@ -24,10 +24,5 @@ def build(config) -> Task:
         test = generate(config.evaluation.max_eval, 0, "test", options.arithmetic_levels)
     except ValueError as error:
         raise UsageError(f"--train-problems and --max-eval ask for more than there is: {error}.") from error
-    return Task(
-        "arithmetic",
-        [Example(p.question, p.answer) for p in train],
-        [Example(p.question, p.answer) for p in test],
-        template,
-        grade,
-    )
+    train, test = ([Example(problem.question, problem.answer) for problem in split] for split in (train, test))
+    return Task("arithmetic", train, test, template, grade)

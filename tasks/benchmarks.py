@@ -45,7 +45,9 @@ def load_benchmark(asked_for: str, input_key: str, output_key: str) -> Benchmark
     """
     name, named, source = asked_for.rpartition("=")
     if not named and source == EMBEDDED_BENCHMARK:
-        return Benchmark(source, _arithmetic())
+        from tasks.arithmetic.problems import generate
+
+        return Benchmark(source, [Example(p.question, p.answer) for p in generate(EMBEDDED_PROBLEMS, 0, "test")])
     require(name != EMBEDDED_BENCHMARK, f"--benchmark {asked_for}: this name is the embedded one's; take another.")
     if not named and source in HUB_BENCHMARKS and not Path(source).exists():
         try:
@@ -61,12 +63,6 @@ def load_benchmark(asked_for: str, input_key: str, output_key: str) -> Benchmark
     )
     examples = read_questions(source, input_key, output_key, "test", "--benchmark")
     return Benchmark(name if named else Path(source).stem, examples)
-
-
-def _arithmetic() -> list[Example]:
-    from tasks.arithmetic.problems import generate
-
-    return [Example(problem.question, problem.answer) for problem in generate(EMBEDDED_PROBLEMS, 0, "test")]
 
 
 def problem_ids(examples: list[Example]) -> list[str]:

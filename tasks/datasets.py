@@ -41,20 +41,18 @@ def read_questions(
     if rows is None:
         return []
     require(bool(rows), f"{flag} {source} holds no problem; name a dataset that does.")
-    for key, option in ((input_key, "--input-key"), (output_key, "--output-key")):
-        if not has_columns(rows[0], key):
-            there = ", ".join(map(repr, rows[0]))
-            raise UsageError(f"{flag} {source} has no column {key!r} (it has {there}); set {option}.")
-    questions = [question_text(_field(row, input_key)) for row in rows]
-    references = [reference_text(_field(row, output_key)) for row in rows]
-    for texts, key, option in ((questions, input_key, "--input-key"), (references, output_key, "--output-key")):
-        empty = [number for number, text in enumerate(texts, 1) if not text]
-        require(
-            not empty,
-            f"{flag} {source}: {len(empty)} of {len(rows)} problems have an empty {key!r}, the first is number "
-            f"{(empty or [0])[0]}; remove them, or name another column with {option}.",
-        )
-    return [Example(question, reference) for question, reference in zip(questions, references, strict=True)]
+    columns = ((input_key, "--input-key", question_text), (output_key, "--output-key", reference_text))
+    for key, option, _ in columns:
+        there = ", ".join(map(repr, rows[0]))
+        require(has_columns(rows[0], key), f"{flag} {source} has no column {key!r} (it has {there}); set {option}.")
+    texts = [[text_of(_field(row, key)) for row in rows] for key, _, text_of in columns]
+    for (key, option, _), column in zip(columns, texts, strict=True):
+        if "" in column:
+            raise UsageError(
+                f"{flag} {source}: {column.count('')} of {len(rows)} problems have an empty {key!r}, the first is "
+                f"number {column.index('') + 1}; remove them, or name another column with {option}."
+            )
+    return [Example(question, reference) for question, reference in zip(*texts, strict=True)]
 
 
 def has_columns(row: dict, *keys: str) -> bool:
@@ -119,6 +117,10 @@ def read_rows(source: str, split: str, flag: str, optional: bool = False) -> lis
 
 
 def _read_file(path: Path, flag: str) -> list[dict]:
+    require(
+        path.suffix in (".jsonl", ".json", ".csv", ".parquet"),
+        f"{flag} {path} is no .jsonl, .json, .csv or .parquet file; convert it to one.",
+    )
     try:
         if path.suffix == ".jsonl":
             # Not splitlines: JSON strings may hold the other line ends that it knows.
@@ -128,14 +130,10 @@ def _read_file(path: Path, flag: str) -> list[dict]:
         elif path.suffix == ".csv":
             with path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-        elif path.suffix == ".parquet":
+        else:
             import pyarrow.parquet
 
             rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
-        else:
-            raise UsageError(f"{flag} {path} is no .jsonl, .json, .csv or .parquet file; convert it to one.")
-    except UsageError:
-        raise
     except (OSError, ValueError) as error:
         raise UsageError(f"{flag} {path} cannot be read ({first_line(error)}); check the file.") from error
     require(
@@ -182,20 +180,19 @@ def _require_on_hub(name: str, given: str) -> None:
 
     if HF_HUB_OFFLINE:  # what is in the local cache loads, and the rest fails at once
         return
-    outcome: list[Exception | None] = []
+    outcome: list[Exception | None] = [TimeoutError(f"no answer within {HUB_PATIENCE_S:g} s")]
 
     def ask() -> None:
         try:
             HfApi().dataset_info(name, timeout=HUB_PATIENCE_S)
-            outcome.append(None)
+            outcome[0] = None
         except Exception as error:
-            outcome.append(error)
+            outcome[0] = error
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(HUB_PATIENCE_S)
-    error = outcome[0] if outcome else TimeoutError(f"no answer within {HUB_PATIENCE_S:g} s")
-    if error is not None:
+    if (error := outcome[0]) is not None:
         raise UsageError(
             f"{given} is neither a file, a folder nor a dataset that the hub gives ({first_line(error)}); check the "
             "name and the network, or use a local copy."

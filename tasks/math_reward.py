@@ -5,7 +5,9 @@ its own with a time limit for each answer: tasks/grading_pool.py.
 """
 
 import math
+from collections import ChainMap
 from collections.abc import Callable
+from functools import partial
 
 from tasks.answers.equality import grade_answer
 from tasks.boxed import extract_answer
@@ -50,26 +52,17 @@ class ResponseGrader:
         ]
         asked = [pair for pair in dict.fromkeys(pairs) if pair is not None and pair not in self._known]
         found = dict(zip(asked, self._pool.map(asked), strict=True)) if asked else {}
-        rewards = []
-        for pair in pairs:
-            reward = 0.0 if pair is None else found[pair] if pair in found else self._known[pair]
-            self.timeouts += math.isnan(reward)
-            rewards.append(0.0 if math.isnan(reward) else reward)
-        self._remember(found)
-        return rewards
-
-    def _remember(self, found: dict[tuple[str, str], float]) -> None:
+        rewards = [*map(ChainMap(found, self._known, {None: 0.0}).__getitem__, pairs)]
+        self.timeouts += sum(map(math.isnan, rewards))
         if len(self._known) + len(found) > REMEMBERED:
             self._known.clear()
         self._known |= {pair: reward for pair, reward in found.items() if not math.isnan(reward)}
+        return [0.0 if math.isnan(reward) else reward for reward in rewards]
 
     def close(self) -> None:
         """End the processes."""
         self._pool.close()
 
 
-class MathGrader(ResponseGrader):
-    """A `ResponseGrader` by mathematical equality."""
-
-    def __init__(self, answer_in: str = "boxed", workers: int | None = None, time_limit: float = TIME_LIMIT_S):
-        super().__init__(grade_answer, answer_in, workers, time_limit)
+MathGrader = partial(ResponseGrader, grade_answer)
+"""a `ResponseGrader` by mathematical equality"""

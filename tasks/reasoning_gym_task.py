@@ -43,7 +43,8 @@ def build(config) -> Task:
 
 
 def check_generator(name: str) -> None:
-    """
+    """Refuse what cannot be trained on.
+
     Raises:
         UsageError: the extra is not installed, there is no such generator, or its scorer runs answers as code.
     """
@@ -55,10 +56,7 @@ def check_generator(name: str) -> None:
             f"--task reasoning-gym needs an optional package ({error}); run bash scripts/install.sh reasoning-gym."
         ) from error
     safe = sorted(known for known in DATASETS if not evaluates_answers(known))
-    require(
-        name in DATASETS,
-        f"--data {name} is no generator of reasoning-gym; it has {', '.join(safe)}.",
-    )
+    require(name in DATASETS, f"--data {name} is no generator of reasoning-gym; it has {', '.join(safe)}.")
     require(
         name in safe,
         f"--data {name} is refused: its scorer evaluates the model's answer as Python code; choose another generator.",

@@ -134,8 +134,8 @@ def test_what_belongs_to_a_choice_are_options_of_presets():
 
 def test_every_value_has_a_source():
     for preset in PRESETS.values():
-        assert set(preset.sources) == set(preset.options)
-        for source in preset.sources.values():
+        for source, options in preset.blocks:
+            assert options
             assert re.match(r"the authors' Oat code|the figures|second-hand|DAPO|our choice", source)
 
 

@@ -67,18 +67,17 @@ class Checkpoints:
         """
         target = self.folder / name
         unfinished = self.folder / (name + UNFINISHED)
-        problem = from_first(_attempt(lambda: self._begin(unfinished)) if _is_first() else None)
+        first = place()[0] == 0
+        problem = from_first(_attempt(lambda: self._begin(unfinished)) if first else None)
         if problem is None:
             sums: dict[str, dict] = {}
-            here = _attempt(lambda: sums.update(self._write_own(unfinished, write_files)))
+            here = _attempt(lambda: sums.update({path.name: _flush_and_sum(path) for path in write_files(unfinished)}))
             parts = gather((here, sums))
             problem = next((problem for problem, _ in parts if problem is not None), None)
         if problem is None:
             everything = {file: what for _, made in parts for file, what in made.items()}
-            problem = from_first(
-                _attempt(lambda: self._finish(unfinished, target, everything)) if _is_first() else None
-            )
-        if problem is not None and _is_first():
+            problem = from_first(_attempt(lambda: self._finish(unfinished, target, everything)) if first else None)
+        if problem is not None and first:
             shutil.rmtree(unfinished, ignore_errors=True)
         return problem
 
@@ -87,9 +86,6 @@ class Checkpoints:
         for left in self.folder.glob(f"*{UNFINISHED}"):  # of a process that was killed while writing
             shutil.rmtree(left)
         unfinished.mkdir()
-
-    def _write_own(self, unfinished: Path, write_files: Callable[[Path], list[Path]]) -> dict[str, dict]:
-        return {path.name: _flush_and_sum(path) for path in write_files(unfinished)}
 
     def _finish(self, unfinished: Path, target: Path, sums: dict[str, dict]) -> None:
         manifest = unfinished / MANIFEST
@@ -129,12 +125,12 @@ def find_checkpoint(run: Path, resume: str) -> tuple[Path | None, list[str]]:
 
 def _damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None; the processes look together, each at its share of the files."""
+    own = None
     try:
         verify(checkpoint, *place())
-        own = None
     except DamagedError as error:
         own = str(error)
-    return next((damage for damage in gather(own) if damage is not None), None)
+    return next(filter(None, gather(own)), None)
 
 
 def verify(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
@@ -162,10 +158,6 @@ def verify(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
             )
         if _sum(path) != what["sha256"]:
             raise DamagedError(f"{where} is damaged: {name} is not what was written (its checksum differs).")
-
-
-def _is_first() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _attempt(action: Callable[[], object]) -> str | None:

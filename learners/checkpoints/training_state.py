@@ -5,17 +5,14 @@ processes cut them up in memory; so a run may go on with another number or stage
 parameter at a time, each process writing every so-manieth, so that no process ever holds the whole. They are written
 flat, so that each process reads no more of them than it will hold; what is computed with is cast from that.
 
-Files: state.json (counters, loss scaler, scheduler, the log's own state), weights-<rank>.safetensors, rng-<rank>.json,
-and, for a run that was stopped within a step, rollout.safetensors with the responses it was learning from.
+A ``learner`` is learners/policy_learner.py's. Files: state.json (counters, loss scaler, scheduler, the log's own
+state), weights-<rank>.safetensors, rng-<rank>.json, and, for a run that was stopped within a step, rollout.safetensors
+with the responses it was learning from.
 """
-
-from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -35,46 +32,16 @@ from learners.rollouts.batch import RolloutBatch
 from learners.rollouts.step import Step
 from tasks.errors import UsageError, require
 
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
-    from deepspeed.runtime.base_optimizer import ZeROOptimizer
-    from oat.algorithms.ppo import PPOArgs
-    from oat.model import LLM
-
-    from actors.processes import Processes
-    from learners.record.run_log import RunLog
-    from learners.update.strategy import PrecisionStrategy
-
 FORMAT = 2
 STATE, ROLLOUT = "state.json", "rollout.safetensors"
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-class Learner(Protocol):
-    """What a checkpoint is made of, and put into: learners/policy_learner.py is one."""
-
-    processes: Processes
-    strategy: PrecisionStrategy
-    causal_lm: torch.nn.Module
-    model: LLM
-    engine: DeepSpeedEngine
-    optimizer: ZeROOptimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    args: PPOArgs
-    log: RunLog
-    steps_done: int
-    in_progress: Step | None
-
-    def counters(self) -> dict[str, int]: ...
-
-    def set_counters(self, counters: dict[str, int]) -> None: ...
-
-
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def write(learner: Learner, folder: Path) -> list[Path]:
+def write(learner, folder: Path) -> list[Path]:
     """Write this process's part of the learner's state. Returns the files."""
     rank = learner.processes.rank
     weights, rng = folder / f"weights-{rank:04d}.safetensors", folder / f"rng-{rank:04d}.json"
@@ -92,7 +59,7 @@ def write(learner: Learner, folder: Path) -> list[Path]:
     return made
 
 
-def own_tensors(learner: Learner) -> dict[str, torch.Tensor]:
+def own_tensors(learner) -> dict[str, torch.Tensor]:
     """The masters and moments that this process writes, as flat FP32 CPU tensors by ``<kind>/<parameter name>``."""
     processes, own = learner.processes, {}
     link_moments(learner)
@@ -107,7 +74,7 @@ def own_tensors(learner: Learner) -> dict[str, torch.Tensor]:
     return own
 
 
-def make_moments(learner: Learner) -> None:
+def make_moments(learner) -> None:
     """Have AdamW make its moments, which it does at its first update only: an update that changes nothing."""
     ids = torch.ones(1, 2, dtype=torch.long, device=runtime.device())
     chosen = torch.ones(1, 1, dtype=torch.bool, device=runtime.device())
@@ -119,7 +86,7 @@ def make_moments(learner: Learner) -> None:
     learner.strategy.optimizer_step(learner.optimizer, learner.model, learner.scheduler)
 
 
-def link_moments(learner: Learner) -> None:
+def link_moments(learner) -> None:
     """ZeRO 1 and 2 note where each parameter's moments are after the first group's first update, when those of the
     other groups do not exist yet; have them look again."""
     if hasattr(learner.optimizer, "_lazy_init_hp_params_optimizer_state") and adam_steps(learner) > 0:
@@ -132,22 +99,22 @@ def kinds(steps: int) -> tuple[str, ...]:
     return (MASTER, *MOMENTS) if steps > 0 else (MASTER,)
 
 
-def trained_parameters(learner: Learner) -> list[tuple[str, torch.nn.Parameter]]:
+def trained_parameters(learner) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, p) for name, p in learner.causal_lm.named_parameters() if p.requires_grad]
 
 
-def shapes(learner: Learner) -> dict[str, list[int]]:
+def shapes(learner) -> dict[str, list[int]]:
     """Names and shapes of what is trained: a checkpoint fits a learner that has the same."""
     return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in trained_parameters(learner)}
 
 
-def describe(learner: Learner, tally: dict | None) -> dict:
+def describe(learner, tally: dict | None) -> dict:
     step = learner.in_progress
     scaler = getattr(learner.optimizer, "loss_scaler", None)
     return {
         "format": FORMAT,
         "steps_done": learner.steps_done,
-        "in_progress": None if step is None else asdict(step.position()) | {"tally": tally},
+        "in_progress": None if step is None else step.position() | {"tally": tally},
         "counters": learner.counters(),
         "loss_scaler": {name: getattr(scaler, name) for name in SCALER_FIELDS if hasattr(scaler, name)},
         "scheduler": learner.scheduler.state_dict(),
@@ -172,7 +139,7 @@ def random_state() -> dict:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read(learner: Learner, folder: Path) -> None:
+def read(learner, folder: Path) -> None:
     """Put a learner that was just built into the state of a checkpoint.
 
     Raises:
@@ -220,7 +187,7 @@ def refuse_another_model(written: dict, present: dict, folder: Path) -> None:
     )
 
 
-def read_weights(learner: Learner, folder: Path, wanted: tuple[str, ...]) -> None:
+def read_weights(learner, folder: Path, wanted: tuple[str, ...]) -> None:
     """Set this process's part of masters and moments, reading nothing else, and what all processes compute with."""
     where = {}
     for file in folder.glob("weights-*.safetensors"):
@@ -269,7 +236,7 @@ def set_part(parameter: torch.nn.Parameter, kind: str, values: torch.Tensor) -> 
         safe_set_local_optimizer_state(parameter, values, kind)
 
 
-def compute_with_masters(learner: Learner) -> None:
+def compute_with_masters(learner) -> None:
     """Cast the masters, each process those that it holds, to the weights of the forward pass, as an update does."""
     if hasattr(learner.optimizer, "update_lp_params"):  # ZeRO 1 and 2: every process gets all of them
         learner.optimizer.update_lp_params()
@@ -293,17 +260,17 @@ def set_random_state(state: dict) -> None:
 # ------------------------------------------------------------------------------------------------- AdamW's own counter
 
 
-def adam_counters(learner: Learner):
+def adam_counters(learner):
     """Where the optimiser under ZeRO counts its updates: with each tensor's state, or with each group."""
     inner = learner.optimizer.optimizer
     return [holder for holder in (*inner.state.values(), *inner.param_groups) if "step" in holder]
 
 
-def adam_steps(learner: Learner) -> int:
+def adam_steps(learner) -> int:
     return max((int(holder["step"]) for holder in adam_counters(learner)), default=0)
 
 
-def set_adam_steps(learner: Learner, steps: int) -> None:
+def set_adam_steps(learner, steps: int) -> None:
     for holder in adam_counters(learner):
         if torch.is_tensor(holder["step"]):
             holder["step"].fill_(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from learners.objectives.batch import PolicyBatch, Statistics, objective
@@ -26,34 +27,16 @@ def weighted_gain(batch: PolicyBatch, level: str, **limits: float) -> tuple[Tens
     return -weight * batch.gain, statistics
 
 
-@objective("pg-seq-is", weighs="sequence", log_weight_clamp=0.0)
-def pg_seq_is(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
-    """-w A log pi with w = prod_t pi / mu: the unbiased policy gradient of pi from samples of mu."""
-    return weighted_gain(batch, "sequence", **limits)
-
-
-@objective("pg-seq-tis", weighs="sequence", tis_cap=3.0, log_weight_clamp=0.0)
-def pg_seq_tis(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
-    """-min(w, C) A log pi, w of the sequence."""
-    return weighted_gain(batch, "sequence", **limits)
-
-
-@objective("pg-seq-mis", weighs="sequence", mis_cap=3.0, log_weight_clamp=0.0)
-def pg_seq_mis(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
-    """-w 1{w <= C} A log pi, w of the sequence."""
-    return weighted_gain(batch, "sequence", **limits)
-
-
-@objective("pg-token-is", weighs="token", log_weight_clamp=0.0)
-def pg_token_is(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
-    """-w_t A log pi with w_t = pi / mu of the token alone."""
-    return weighted_gain(batch, "token", **limits)
-
-
-@objective("pg-token-tis", weighs="token", tis_cap=2.0, log_weight_clamp=0.0)
-def pg_token_tis(batch: PolicyBatch, **limits: float) -> tuple[Tensor, Statistics]:
-    """-min(w_t, C) A log pi."""
-    return weighted_gain(batch, "token", **limits)
+# With w = prod_t pi / mu and w_t = pi / mu of the token alone; w A log pi is the unbiased policy gradient of pi from
+# samples of mu.
+for name, level, limits in (
+    ("pg-seq-is", "sequence", {}),  # w
+    ("pg-seq-tis", "sequence", {"tis_cap": 3.0}),  # min(w, C)
+    ("pg-seq-mis", "sequence", {"mis_cap": 3.0}),  # w 1{w <= C}
+    ("pg-token-is", "token", {}),  # w_t
+    ("pg-token-tis", "token", {"tis_cap": 2.0}),  # min(w_t, C)
+):
+    objective(name, weighs=level, log_weight_clamp=0.0, **limits)(partial(weighted_gain, level=level))
 
 
 # ------------------------------------------------------------------------------------------------ a smooth weight

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from learners.objectives.batch import PolicyBatch, Statistics, finite_exp, objective, share
-from learners.objectives.weights import importance_weight
+from learners.objectives.weights import importance_weight, limits_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,50 +53,25 @@ def grpo_bypass(batch: PolicyBatch, **clips: float) -> tuple[Tensor, Statistics]
     return clipped_surrogate(ratio, batch.advantages[:, None], **clips)
 
 
-def weighted_grpo(
-    batch: PolicyBatch, level: str, clips: dict[str, float], **limits: float
-) -> tuple[Tensor, Statistics]:
-    """GRPO's loss times rho = pi_old / mu of the level."""
-    loss, statistics = grpo(batch, **clips)
+def weighted_grpo(batch: PolicyBatch, level: str, **thresholds: float) -> tuple[Tensor, Statistics]:
+    """GRPO's loss times rho = pi_old / mu of the level, limited."""
+    limits = limits_of(thresholds)
+    loss, statistics = grpo(batch, **{name: value for name, value in thresholds.items() if name not in limits})
     log_weight = batch.log_ratio(batch.old_logp, batch.mu_logp, level)
     weight, weight_statistics = importance_weight(level, log_weight, **limits)
     return weight * loss, statistics | weight_statistics
 
 
-@objective("grpo-token-tis", needs_pi_old=True, weighs="token", tis_cap=2.0, log_weight_clamp=0.0, **SURROGATE)
-def grpo_token_tis(
-    batch: PolicyBatch, tis_cap: float, log_weight_clamp: float, **clips: float
-) -> tuple[Tensor, Statistics]:
-    """GRPO's loss times min(rho_t, C) with rho_t = pi_old / mu of the token (Yao et al., 2025)."""
-    return weighted_grpo(batch, "token", clips, tis_cap=tis_cap, log_weight_clamp=log_weight_clamp)
-
-
-@objective("grpo-seq-tis", needs_pi_old=True, weighs="sequence", tis_cap=2.0, log_weight_clamp=0.0, **SURROGATE)
-def grpo_seq_tis(
-    batch: PolicyBatch, tis_cap: float, log_weight_clamp: float, **clips: float
-) -> tuple[Tensor, Statistics]:
-    """GRPO's loss times min(rho, C) with rho = prod_t pi_old / mu."""
-    return weighted_grpo(batch, "sequence", clips, tis_cap=tis_cap, log_weight_clamp=log_weight_clamp)
-
-
-@objective("grpo-seq-mis", needs_pi_old=True, weighs="sequence", mis_cap=10.0, log_weight_clamp=0.0, **SURROGATE)
-def grpo_seq_mis(
-    batch: PolicyBatch, mis_cap: float, log_weight_clamp: float, **clips: float
-) -> tuple[Tensor, Statistics]:
-    """GRPO's loss times rho 1{rho <= C} with rho = prod_t pi_old / mu ("When Speed Kills Stability", 2025)."""
-    return weighted_grpo(batch, "sequence", clips, mis_cap=mis_cap, log_weight_clamp=log_weight_clamp)
-
-
-@objective(
-    "icepop", needs_pi_old=True, weighs="token", icepop_low=0.5, icepop_high=5.0, log_weight_clamp=0.0, **SURROGATE
-)
-def icepop(
-    batch: PolicyBatch, icepop_low: float, icepop_high: float, log_weight_clamp: float, **clips: float
-) -> tuple[Tensor, Statistics]:
-    """GRPO's loss times rho_t where low <= rho_t <= high, and 0 elsewhere, with rho_t = pi_old / mu of the token
-    (IcePop, Ling team, 2025)."""
-    limits = {"log_weight_clamp": log_weight_clamp, "icepop_low": icepop_low, "icepop_high": icepop_high}
-    return weighted_grpo(batch, "token", clips, **limits)
+# With rho_t = pi_old / mu of the token and rho = prod_t rho_t:
+for name, level, limits in (
+    ("grpo-token-tis", "token", {"tis_cap": 2.0}),  # min(rho_t, C) (Yao et al., 2025)
+    ("grpo-seq-tis", "sequence", {"tis_cap": 2.0}),  # min(rho, C)
+    ("grpo-seq-mis", "sequence", {"mis_cap": 10.0}),  # rho 1{rho <= C} ("When Speed Kills Stability", 2025)
+    # rho_t where low <= rho_t <= high, and 0 elsewhere (IcePop, Ling team, 2025)
+    ("icepop", "token", {"icepop_low": 0.5, "icepop_high": 5.0}),
+):
+    register = objective(name, needs_pi_old=True, weighs=level, log_weight_clamp=0.0, **limits, **SURROGATE)
+    register(partial(weighted_grpo, level=level))
 
 
 def sequence_surrogate(batch: PolicyBatch, base_logp: Tensor, **clips: float) -> tuple[Tensor, Statistics]:

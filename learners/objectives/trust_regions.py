@@ -1,4 +1,4 @@
-"""Trust regions around mu: DPPO."""
+"""Trust regions: DPPO's around mu, and the divergence from the initial model that ``--beta`` adds to any objective."""
 
 from __future__ import annotations
 
@@ -50,3 +50,11 @@ def dppo_kl(batch: PolicyBatch, dppo_delta: float, dppo_tau: float) -> tuple[Ten
     mu log(mu / pi) + (1 - mu) log((1 - mu) / (1 - pi))."""
     log_pi, log_mu = batch.inside(batch.logp.detach()), batch.inside(batch.mu_logp)
     return masked_surrogate(batch, bernoulli_kl(log_mu, log_pi), dppo_delta, dppo_tau)
+
+
+def reference_kl(logp: Tensor, reference_logp: Tensor, mask: Tensor) -> Tensor:
+    """(B, T): the k3 estimate of KL(pi, reference) per token, e^d - 1 - d with d = log reference - log pi, carrying the
+    gradient; d is kept within +-40, as in Oat. http://joschu.net/blog/kl-approx.html"""
+    difference = reference_logp - logp
+    difference = difference.where(mask, difference.new_zeros(())).clamp(-40.0, 40.0)
+    return difference.expm1() - difference

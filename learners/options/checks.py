@@ -4,7 +4,7 @@ from actors.launch import Launch
 from learners.objectives import OBJECTIVES, REJECTIONS, THRESHOLDS
 from learners.options.config import Config
 from tasks.arithmetic.problems import LEVELS
-from tasks.errors import require
+from tasks.errors import flag, require, require_number
 from tasks.registry import TASKS
 
 
@@ -14,16 +14,13 @@ def check(config: Config, asked_for: dict, launch: Launch) -> None:
     Args:
         config: resolved.
         asked_for: the options as they were given, None where they were left out.
-        launch: the processes of the run.
 
     Raises:
         UsageError: with one sentence that says what to do.
     """
     _check_memory(config, asked_for)
-    _check_numbers(config)
-    _check_companions(config, asked_for)
-    _check_batches(config, asked_for["training"], launch.world_size)
-    _check_devices(config, launch)
+    _check_numbers(config, asked_for["training"])
+    _check_shares(config, asked_for["training"], launch)
     _check_lora(config, asked_for["lora"])
     _check_precision(config)
     _check_objective(config, asked_for["objective"])
@@ -41,13 +38,11 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 
 
-def _check_numbers(config: Config) -> None:
+def _check_numbers(config: Config, asked_for: dict) -> None:
     sampling, training, evaluation = config.sampling, config.training, config.evaluation
-    given = {name: value for name in (*POSITIVE, *NOT_NEGATIVE) if (value := getattr(*config.option(name))) is not None}
-    for name, value in given.items():
-        option = f"--{name.replace('_', '-')}"
-        require(value > 0 or name in NOT_NEGATIVE, f"{option} is {value:g}; it must be greater than 0.")
-        require(value >= 0, f"{option} is {value:g}; it must not be negative.")
+    for name in (*POSITIVE, *NOT_NEGATIVE):
+        if (value := getattr(*config.option(name))) is not None:
+            require_number(name, value, or_zero=name in NOT_NEGATIVE)
     require(0 < evaluation.eval_top_p <= 1, "--eval-top-p must lie above 0 and at most at 1.")
     require(
         1 <= evaluation.eval_k <= evaluation.eval_n,
@@ -62,23 +57,20 @@ def _check_numbers(config: Config) -> None:
     )
     require(training.seed < 2**32, "--seed must be below 2^32.")
     for name in ("adam_beta_1", "adam_beta_2"):
-        require(0 <= getattr(training, name) < 1, f"--{name.replace('_', '-')} must lie in [0, 1).")
-
-
-def _check_companions(config: Config, asked_for: dict) -> None:
+        require(0 <= getattr(training, name) < 1, f"{flag(name)} must lie in [0, 1).")
     require(
-        config.sampling.dynamic_sampling or config.sampling.max_sampling_rounds is None,
+        sampling.dynamic_sampling or sampling.max_sampling_rounds is None,
         "--max-sampling-rounds belongs to dynamic sampling; add --dynamic-sampling True.",
     )
-    warm_up = asked_for["training"]
     require(
-        warm_up["lr_warmup_steps"] is None or warm_up["lr_warmup_ratio"] is None,
+        asked_for["lr_warmup_steps"] is None or asked_for["lr_warmup_ratio"] is None,
         "--lr-warmup-steps and --lr-warmup-ratio say the same in two units; give one of the two.",
     )
 
 
-def _check_batches(config: Config, asked_for: dict, processes: int) -> None:
-    total, update = config.sequences_per_step, config.training.train_batch_size
+def _check_shares(config: Config, asked_for: dict, launch: Launch) -> None:
+    """What is divided: a step among updates, updates among processes and micro-batches, processes among engines."""
+    total, update, processes = config.sequences_per_step, config.training.train_batch_size, launch.world_size
     require(
         total % update == 0,
         f"A step samples {config.sampling.rollout_batch_size} prompts x {config.sampling.num_samples} responses = "
@@ -108,14 +100,11 @@ def _check_batches(config: Config, asked_for: dict, processes: int) -> None:
         f"--micro-batch-tokens {tokens} cannot hold one response with its prompt, of up to {config.max_model_len} "
         "tokens; raise it.",
     )
-
-
-def _check_devices(config: Config, launch: Launch) -> None:
     group = config.sampling.tensor_parallel
     require(
         group >= 1 and launch.local_world_size % group == 0,
         f"--tensor-parallel {group} does not divide the {launch.local_world_size} process(es) on this machine; start "
-        "a multiple of it, such as: torchrun --nproc-per-node " + f"{max(group, 1)} train.py ...",
+        f"a multiple of it, such as: torchrun --nproc-per-node {max(group, 1)} train.py ...",
     )
     require(
         config.training.offload != "parameters" or config.training.zero_stage == 3,
@@ -126,9 +115,9 @@ def _check_devices(config: Config, launch: Launch) -> None:
 def _check_memory(config: Config, asked_for: dict) -> None:
     memory = config.memory
     for name in ("plan_gpus", "plan_memory"):
-        value, option = getattr(memory, name), f"--{name.replace('_', '-')}"
-        require(value is None or memory.plan, f"{option} describes GPUs to plan for; add --plan True.")
-        require(value is None or value > 0, f"{option} is {value}; it must be greater than 0.")
+        value = getattr(memory, name)
+        require(value is None or memory.plan, f"{flag(name)} describes GPUs to plan for; add --plan True.")
+        require(value is None or value > 0, f"{flag(name)} is {value}; it must be greater than 0.")
     require(
         (memory.plan_memory or 0) <= 1000,
         f"--plan-memory {memory.plan_memory} is no GPU's memory in GiB; nvidia-smi shows MiB, 1,024 of which are one.",
@@ -151,28 +140,26 @@ def _check_lora(config: Config, asked_for: dict) -> None:
         for name in ("lora_alpha", "lora_targets", "lora_sync"):
             require(
                 asked_for[name] == getattr(type(lora)(), name),
-                f"--{name.replace('_', '-')} is not used without --lora-rank; give a rank above 0.",
+                f"{flag(name)} is not used without --lora-rank; give a rank above 0.",
             )
-        return
-    require(lora.lora_alpha > 0, f"--lora-alpha is {lora.lora_alpha:g}; it must be greater than 0.")
+    else:
+        require_number("lora_alpha", lora.lora_alpha)
 
 
 def _check_precision(config: Config) -> None:
     precision, default = config.precision, type(config.precision)()
-    if precision.train_dtype != "fp16":
-        for name in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
-            require(
-                getattr(precision, name) == getattr(default, name),
-                f"--{name.replace('_', '-')} belongs to FP16's loss scaling and the learner trains in "
-                f"{precision.train_dtype}; leave it out or train in fp16.",
-            )
-    if precision.loss_scale != 0:
-        for name in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
-            require(
-                getattr(precision, name) == getattr(default, name),
-                f"--loss-scale {precision.loss_scale:g} is fixed and --{name.replace('_', '-')} belongs to dynamic "
-                "scaling; give one of the two.",
-            )
+    for name in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
+        untouched = getattr(precision, name) == getattr(default, name)
+        require(
+            untouched or precision.train_dtype == "fp16",
+            f"{flag(name)} belongs to FP16's loss scaling and the learner trains in {precision.train_dtype}; leave it "
+            "out or train in fp16.",
+        )
+        require(
+            untouched or name == "loss_scale" or precision.loss_scale == 0,
+            f"--loss-scale {precision.loss_scale:g} is fixed and {flag(name)} belongs to dynamic scaling; give one of "
+            "the two.",
+        )
     require(0 <= precision.initial_scale_power <= 60, "--initial-scale-power must lie between 0 and 60.")
     require(precision.loss_scale_window >= 1, "--loss-scale-window must be at least 1.")
     require(precision.hysteresis >= 1, "--hysteresis must be at least 1.")
@@ -187,16 +174,14 @@ def _check_objective(config: Config, asked_for: dict) -> None:
     options, name = config.objective, config.objective.objective
     require(len(set(options.reject)) == len(options.reject), "--reject names one twice; give each once.")
     used = OBJECTIVES[name].thresholds.keys() | {t for made in options.reject for t in REJECTIONS[made].thresholds}
+    others = "".join(f" nor by --reject {made}" for made in options.reject)
     for threshold in THRESHOLDS:
-        option, value = f"--{threshold.replace('_', '-')}", getattr(options, threshold)
-        if threshold not in used:
-            others = [f" nor by --reject {made}" for made in options.reject]
-            unused = f"{option} is not used by --objective {name}{''.join(others)}; leave it out."
-            require(asked_for[threshold] is None, unused)
-        elif threshold in ("dual_clip", "log_weight_clamp", "dppo_tau"):
-            require(value >= 0, f"{option} is {value:g}; it must not be negative.")
+        if threshold in used:
+            may_be_off = threshold in ("dual_clip", "log_weight_clamp", "dppo_tau")
+            require_number(threshold, getattr(options, threshold), or_zero=may_be_off)
         else:
-            require(value > 0, f"{option} is {value:g}; it must be greater than 0.")
+            unused = f"{flag(threshold)} is not used by --objective {name}{others}; leave it out."
+            require(asked_for[threshold] is None, unused)
     if "clip_low" in used and name != "gmpo":  # which clips the ratio's logarithm
         require(options.clip_low <= 1, f"--clip-low is {options.clip_low:g}; a ratio is never below 0, so at most 1.")
     if options.dual_clip:
@@ -209,7 +194,7 @@ def _check_objective(config: Config, asked_for: dict) -> None:
         not options.is_batch_normalize or OBJECTIVES[name].weighs is not None,
         f"--is-batch-normalize is for objectives with an importance weight, and --objective {name} has none.",
     )
-    require(options.beta >= 0, f"--beta is {options.beta:g}; it must not be negative.")
+    require_number("beta", options.beta, or_zero=True)
     require(
         config.sampling.num_samples >= 2,
         "--num-samples 1 leaves no group to compare a response with, so every advantage is 0; use at least 2.",

@@ -105,18 +105,13 @@ class Config:
         """Longest prompt and response together, in tokens."""
         return self.task.prompt_max_length + self.sampling.generate_max_length
 
-    @property
-    def groups(self) -> list:
-        """The dataclasses of options, in the order of --help."""
-        return list(vars(self).values())
-
     def has(self, name: str) -> bool:
         """Whether one of the groups holds an option of that name."""
-        return any(name in vars(group) for group in self.groups)
+        return any(name in vars(group) for group in vars(self).values())
 
     def option(self, name: str) -> tuple[object, str]:
         """The group that holds an option, and its name: what getattr and setattr take."""
-        return next(group for group in self.groups if name in vars(group)), name
+        return next(group for group in vars(self).values() if name in vars(group)), name
 
     def resolve(self) -> None:
         """Fill in every option that was left to the model, the task, the objective or the device; not the ZeRO stage
@@ -125,39 +120,38 @@ class Config:
             group, name = path.split(".")
             if getattr(getattr(self, group), name) is None:
                 setattr(getattr(self, group), name, embedded if self.is_small else real)
-        if self.training.micro_batch_size is None and self.training.micro_batch_tokens is None:
+        training, precision, objective = self.training, self.precision, self.objective
+        if training.micro_batch_size is None and training.micro_batch_tokens is None:
             if self.is_small:
-                self.training.micro_batch_size = 64
+                training.micro_batch_size = 64
             else:
-                self.training.micro_batch_tokens = max(16384, self.max_model_len)
+                training.micro_batch_tokens = max(16384, self.max_model_len)
         if self.sampling.vllm_sleep_level is None:
             level = 1 if self.lora.lora_sync == "adapter" else 2  # level 2 drops a base that adapters do not bring
             self.sampling.vllm_sleep_level = level if self.needs_memory_plan else 0
-        if self.training.zero_stage is None and self.training.offload == "parameters":
-            self.training.zero_stage = 3
-        elif self.training.zero_stage is None and not self.needs_memory_plan:
-            self.training.zero_stage = 1
-        if self.training.learning_rate is None:
+        if training.zero_stage is None and training.offload == "parameters":
+            training.zero_stage = 3
+        elif training.zero_stage is None and not self.needs_memory_plan:
+            training.zero_stage = 1
+        if training.learning_rate is None:
             whole, adapters = (5e-5, 1e-3) if self.is_small else (1e-6, 4e-5)
-            self.training.learning_rate = adapters if self.lora.lora_rank > 0 else whole
+            training.learning_rate = adapters if self.lora.lora_rank > 0 else whole
         if self.lora.lora_alpha is None:
             self.lora.lora_alpha = 2.0 * self.lora.lora_rank
-        self.output.export_dtype = self.output.export_dtype or self.precision.train_dtype or self.precision.dtype
+        precision.train_dtype = precision.train_dtype or precision.dtype
+        precision.sample_dtype = precision.sample_dtype or precision.dtype
+        self.output.export_dtype = self.output.export_dtype or precision.train_dtype
         if self.task.prompt_template is None:
             usual = TASKS[self.task.task].template(self.task.data)
             self.task.prompt_template = "no" if usual == "chat" and self.is_small else usual  # it knows no chat
         if self.sampling.max_sampling_rounds is None and self.sampling.dynamic_sampling:
             self.sampling.max_sampling_rounds = 10
-        objective = self.objective
         for name, default in defaults(objective.objective, objective.recipe, objective.reject).items():
-            if getattr(self.objective, name) is None:
-                setattr(self.objective, name, default)
+            if getattr(objective, name) is None:
+                setattr(objective, name, default)
         self.evaluation.eval_k = self.evaluation.eval_k or self.evaluation.eval_n
-        precision = self.precision
-        precision.train_dtype = precision.train_dtype or precision.dtype
-        precision.sample_dtype = precision.sample_dtype or precision.dtype
         if self.output.name is None:
-            self.output.name = f"{self.origin.preset or self.task.task}-{self.objective.objective}-{precision.label}"
+            self.output.name = f"{self.origin.preset or self.task.task}-{objective.objective}-{precision.label}"
 
     def planned_launch(self) -> Launch | None:
         """The processes that ``--plan-gpus`` asks about, eight a machine; None without it."""

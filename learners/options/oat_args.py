@@ -9,7 +9,6 @@ def to_oat_args(config: Config) -> PPOArgs:
     """Oat's PPOArgs for a resolved configuration."""
     sampling, training = config.sampling, config.training
     return PPOArgs(
-        beta=config.objective.beta,
         # precision: as Oat says it, two booleans; see learners/options/precision.py
         bf16=config.precision.train_dtype == "bf16",
         fp16=config.precision.train_dtype == "fp16",
@@ -25,20 +24,11 @@ def to_oat_args(config: Config) -> PPOArgs:
         seed=training.seed,
         train_batch_size=training.train_batch_size,
         train_batch_size_per_device=training.micro_batch_size or 1,
-        num_ppo_epochs=training.num_ppo_epochs,
-        learning_rate=training.learning_rate,
-        lr_scheduler=training.lr_scheduler,
-        adam_beta_1=training.adam_beta_1,
-        adam_beta_2=training.adam_beta_2,
-        l2=training.weight_decay,
         max_norm=training.max_norm,
         zero_stage=training.zero_stage,
-        gradient_checkpointing=config.model.gradient_checkpointing,
         # evaluation
-        eval_steps=config.evaluation.eval_steps,
         eval_n=config.evaluation.eval_n,
         eval_temperature=config.evaluation.eval_temperature,
         eval_top_p=config.evaluation.eval_top_p,
         eval_generate_max_length=sampling.generate_max_length,
-        debug=False,
     )

@@ -46,11 +46,6 @@ class Preset:
         """Option name -> value; a later block wins."""
         return {name: value for _, options in self.blocks for name, value in options.items()}
 
-    @property
-    def sources(self) -> dict[str, str]:
-        """Option name -> where its value comes from."""
-        return {name: source for source, options in self.blocks for name in options}
-
 
 # ------------------------------------------------------------------------------------------------ shared blocks
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from learners.options.config import Config
 from learners.record.run_files import CHECKPOINTS, CONFIG, MANIFEST, SUMMARY
-from tasks.errors import UsageError, require
+from tasks.errors import UsageError, flag, require
 
 
 def check_output(config: Config) -> None:
@@ -72,6 +72,6 @@ def _check_going_on(config: Config, folder: Path) -> None:
             value = options.get(name)
             require(
                 bool({group, name} & MAY_CHANGE) or json.loads(json.dumps(value)) == before,
-                f"{where} holds an unfinished run with --{name.replace('_', '-')} {before}, not {value}; give the same "
-                "options to go on, or name a new folder.",
+                f"{where} holds an unfinished run with {flag(name)} {before}, not {value}; give the same options to go "
+                "on, or name a new folder.",
             )

@@ -4,14 +4,8 @@ from pathlib import Path
 
 
 def draw_run(history: list[dict], evaluations: list[tuple[int, float]], title: str, file: Path) -> None:
-    """Reward, mismatch and loss scale over the steps of one run, as a PNG.
-
-    Args:
-        history: the records of metrics.jsonl.
-        evaluations: (step, accuracy on held-out problems).
-        title: of the figure.
-        file: to write.
-    """
+    """Reward, mismatch and loss scale over the steps of one run, as a PNG, from the records of metrics.jsonl and
+    (step, accuracy on held-out problems) of each evaluation."""
     import matplotlib
 
     matplotlib.use("Agg")

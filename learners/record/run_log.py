@@ -5,16 +5,15 @@ Opened only when everything that a user could have got wrong has been checked, s
 
 import json
 import math
-import netrc
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from urllib.parse import urlparse
 
 import torch
 from tqdm import tqdm
@@ -164,11 +163,8 @@ class RunLog:
         self._warned_of = topic
 
     def sanity_verdict(self, *unlogged_rewards: float) -> bool | None:
-        """`sanity_passed` of this run so far; None for other tasks.
-
-        Args:
-            unlogged_rewards: of steps that `step` has not been told of yet.
-        """
+        """`sanity_passed` of this run so far, with the rewards of steps that `step` has not been told of yet; None for
+        other tasks."""
         if self.config.task.task != "sanity" or self.steps_per_epoch is None:
             return None
         rewards = [record["train/reward"] for record in self.history]
@@ -215,8 +211,6 @@ class RunLog:
         rewards = [record["train/reward"] for record in self.history]
         last = rewards[-5:]
         first = self.history[0] if self.history else {}
-        import resource
-
         return {
             "status": status,
             "dtype": self.config.precision.label,
@@ -245,12 +239,11 @@ class RunLog:
         table.add_column("")
         table.add_column("first", justify="right")
         table.add_column("last", justify="right")
-        rows = [("reward (last: mean of 5 steps)", "initial_reward", "final_reward", ".3f")]
-        rows.append(("accuracy, held-out problems", "initial_accuracy", "final_accuracy", ".3f"))
-        for label, first, last, spec in rows:
-            if summary[first] is not None:
-                once = first == "initial_accuracy" and len(self.evaluations) == 1
-                table.add_row(label, f"{summary[first]:{spec}}", "-" if once else f"{summary[last]:{spec}}")
+        for label, name in (("reward (last: mean of 5 steps)", "reward"), ("accuracy, held-out problems", "accuracy")):
+            if summary[f"initial_{name}"] is not None:
+                once = name == "accuracy" and len(self.evaluations) == 1
+                last = "-" if once else f"{summary[f'final_{name}']:.3f}"
+                table.add_row(label, f"{summary[f'initial_{name}']:.3f}", last)
         keys = {"mean |pi - mu|": "mismatch/abs_prob_diff_mean", "mismatch KL (k3)": "mismatch/kl_k3"}
         keys |= {"gradient norm": "precision/grad_norm", "loss scale": "precision/loss_scale"}
         keys |= {"seconds a step": "time/step"}
@@ -278,7 +271,7 @@ class RunLog:
             self.say(f"WARNING: {file.path} could not be written ({problem}); what is new is kept and written later.")
 
     def _to_wandb(self, metrics: dict[str, float], step: int) -> None:
-        if self._wandb is not None and not _attempt(lambda: self._wandb.log(metrics, step=step), "log"):
+        if self._wandb is not None and _attempt(lambda: self._wandb.log(metrics, step=step), "log") is False:
             self._wandb = None
 
 
@@ -292,46 +285,35 @@ def _start_wandb(config: Config, described: dict, folder: Path, resumed: str | N
     options = config.output
     if options.wandb == "disabled":
         return None
-    started = []
 
     def start():
         import wandb
+        from wandb.sdk.lib.wbauth import read_netrc_auth  # what `wandb login` has left
 
         mode = options.wandb
         if mode == "auto":
-            mode = "online" if os.environ.get("WANDB_API_KEY") or _wandb_key_in_netrc() else "offline"
-        started.append(
-            wandb.init(
-                mode=mode,
-                project=options.wandb_project,
-                group=options.wandb_group,
-                name=options.name,
-                tags=list(options.wandb_tags) or None,
-                config=described,
-                dir=folder,
-                id=resumed,
-                resume=None if resumed is None else "allow",
-                settings=wandb.Settings(silent=True, init_timeout=30),
-            )
+            host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+            mode = "online" if os.environ.get("WANDB_API_KEY") or read_netrc_auth(host=host) else "offline"
+        return wandb.init(
+            mode=mode,
+            project=options.wandb_project,
+            group=options.wandb_group,
+            name=options.name,
+            tags=list(options.wandb_tags) or None,
+            config=described,
+            dir=folder,
+            id=resumed,
+            resume=None if resumed is None else "allow",
+            settings=wandb.Settings(silent=True, init_timeout=30),
         )
 
-    _attempt(start, "start")
-    return started[0] if started else None
+    return _attempt(start, "start") or None
 
 
-def _wandb_key_in_netrc() -> bool:
-    """Whether `wandb login` has left a key."""
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+def _attempt(action, what: str):
+    """What the action returns; False if it fails."""
     try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _attempt(action, what: str) -> bool:
-    try:
-        action()
-        return True
+        return action()
     except Exception as error:  # logging must never end a run
         tqdm.write(f"W&B could not {what} ({type(error).__name__}: {str(error)[:200]}); the run goes on without it.")
         return False

@@ -6,15 +6,11 @@ PASS_MARK = 0.95
 
 
 def sanity_passed(rewards: Sequence[float], steps_per_epoch: int) -> bool | None:
-    """Whether training accuracy was above 95% over the last epoch's steps.
+    """Whether training accuracy was above 95% over the last epoch's steps; None while there have been fewer.
 
     Args:
         rewards: mean reward of each step so far, which for rewards of 0 and 1 is the share of right responses.
-        steps_per_epoch: steps in which every problem is sampled once. The last so many steps are the last epoch's,
-            wherever an epoch begins.
-
-    Returns:
-        The verdict; None while there have been fewer steps than one epoch has.
+        steps_per_epoch: steps in which every problem is sampled once, wherever an epoch begins.
     """
     last = rewards[-steps_per_epoch:]
     return sum(last) / steps_per_epoch > PASS_MARK if len(last) == steps_per_epoch else None

@@ -23,14 +23,7 @@ def step_seed(seed: int, *key: int) -> int:
 
 
 class Rollouts:
-    """Makes the `Step` that the learner learns from.
-
-    Args:
-        config: resolved.
-        prompts: for training.
-        processes: this one's place among those of the run.
-        log: takes a few of the responses, to be read.
-    """
+    """Makes the `Step` that the learner learns from, of prompts for training; the log takes a few of the responses."""
 
     def __init__(self, config: Config, prompts: list[Prompt], processes: Processes, log: RunLog):
         self.config, self.processes, self.log = config, processes, log
@@ -52,14 +45,13 @@ class Rollouts:
             transitions = actor.sample(prompts, step_seed(self.config.training.seed, number), places)
         self.log.samples(number, prompts, transitions, options.num_samples)
         batch = RolloutBatch.unpack(gather(Packed.of(self.processes.share_of_engine(transitions))))
-        punishment = overlong_punishment(
-            batch.response_mask.sum(1), options.generate_max_length, options.overlong_buffer
-        )
+        lengths = batch.response_mask.sum(1)
+        punishment = overlong_punishment(lengths, options.generate_max_length, options.overlong_buffer)
         batch.advantages = self.advantage(batch.rewards + punishment, options.num_samples)
         if options.overlong_buffer:
             measured["train/overlong_punishment"] = punishment.mean().item()
-        step = Step(number, batch, measured | self._measure(transitions[0].info, batch))
         info = transitions[0].info
+        step = Step(number, batch, measured | self._measure(info, batch))
         step.tally.add("train/truncated", torch.tensor(float(info["actor/no_eos_count"])), count=info["actor/num_data"])
         return step
 

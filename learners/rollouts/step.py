@@ -7,20 +7,7 @@ from dataclasses import dataclass, field
 from learners.record.tally import Tally
 from learners.rollouts.batch import RolloutBatch
 
-
-@dataclass(frozen=True)
-class Position:
-    """How far a step has come."""
-
-    number: int
-    """of the step, from 1"""
-    updates_done: int
-    at_rollout_weights: bool
-    """no update has been applied since its responses were sampled"""
-    mean_weight: float
-    """what importance weights are divided by, over the step's responses"""
-    times: dict[str, float]
-    """``time/...`` in seconds and ``throughput/...``, so far"""
+POSITION = ("number", "updates_done", "at_rollout_weights", "mean_weight", "times")
 
 
 @dataclass
@@ -28,15 +15,20 @@ class Step:
     """One step: its responses, on every process all of them, and what has been learned from them."""
 
     number: int
+    """from 1"""
     batch: RolloutBatch
     times: dict[str, float]
+    """``time/...`` in seconds and ``throughput/...``, so far"""
     updates_done: int = 0
     at_rollout_weights: bool = True
+    """no update has been applied since its responses were sampled"""
     mean_weight: float = 1.0
+    """what importance weights are divided by, over the step's responses"""
     tally: Tally = field(default_factory=Tally)
 
-    def position(self) -> Position:
-        return Position(self.number, self.updates_done, self.at_rollout_weights, self.mean_weight, self.times)
+    def position(self) -> dict:
+        """How far it has come: all but its tensors and its tally."""
+        return {name: getattr(self, name) for name in POSITION}
 
     @classmethod
     def at(cls, position: dict, batch: RolloutBatch, first: bool) -> Step:
@@ -46,5 +38,4 @@ class Step:
             first: whether this process is the one that takes the tally over; the others begin empty ones.
         """
         tally = Tally.of(position["tally"], empty=not first)
-        told = {key: value for key, value in position.items() if key != "tally"}
-        return cls(batch=batch, tally=tally, **told)
+        return cls(batch=batch, tally=tally, **{name: position[name] for name in POSITION})

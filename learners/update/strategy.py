@@ -48,16 +48,9 @@ class PrecisionStrategy(DeepspeedStrategy):
 
     def __init__(self, args: PPOArgs, precision: Precision, offload: str = "none"):
         args.adam_offload, args.model_offload = offload != "none", offload == "parameters"
-        super().__init__(
-            seed=args.seed,
-            max_norm=args.max_norm,
-            train_batch_size_per_device=args.train_batch_size_per_device,
-            train_batch_size=args.train_batch_size,
-            zero_stage=args.zero_stage,
-            bf16=args.bf16,
-            fp16=args.fp16,
-            args=args,
-        )
+        batch = ("train_batch_size", "train_batch_size_per_device")
+        taken = ("seed", "max_norm", *batch, "zero_stage", "bf16", "fp16")
+        super().__init__(**{name: getattr(args, name) for name in taken}, args=args)
         self.precision = precision
 
     def setup_distributed(self, timeout: timedelta = timedelta(minutes=60)) -> None:
@@ -66,12 +59,8 @@ class PrecisionStrategy(DeepspeedStrategy):
         super().setup_distributed(timeout)  # finds the group, and keeps its size
 
     def create_optimizer(self, model: LLM, **kwargs) -> torch.optim.Optimizer:
-        """Fused AdamW over the model's parameters, norms and biases without weight decay.
-
-        Args:
-            model: Oat's wrapper.
-            kwargs: ``lr``, ``betas``, ``eps``, ``weight_decay``.
-        """
+        """Fused AdamW (``lr``, ``betas``, ``eps``, ``weight_decay``) over the model's parameters, norms and biases
+        without weight decay."""
         groups = get_optimizer_grouped_parameters(model.model, kwargs["weight_decay"])
         groups = [group for group in groups if group["params"]]
         return torch.optim.AdamW(groups, fused=True, **kwargs)

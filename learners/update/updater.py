@@ -34,10 +34,8 @@ class Updater:
     What an update consists of (which responses, when it is saved) is the learner's business.
 
     Args:
-        config: resolved.
-        strategy, model, optimizer, scheduler: as DeepSpeed has them.
+        model, optimizer, scheduler: as DeepSpeed has them.
         reference: the model that ``--beta`` ties the policy to, or None.
-        processes: this one's place among those of the run.
         tokenizer: to name the prompt where something is not finite.
     """
 
@@ -204,13 +202,8 @@ class Updater:
 
     def _deal(self, batch: RolloutBatch) -> list[torch.Tensor]:
         """This process's micro-batches of a batch."""
-        training = self.config.training
-        dealt = deal(
-            batch.lengths,
-            self.processes.world_size,
-            size=training.micro_batch_size,
-            tokens=training.micro_batch_tokens,
-        )
+        training, world_size = self.config.training, self.processes.world_size
+        dealt = deal(batch.lengths, world_size, size=training.micro_batch_size, tokens=training.micro_batch_tokens)
         return dealt[self.processes.rank]
 
     def _require_finite(self, values: torch.Tensor, batch: RolloutBatch, what: str) -> None:

@@ -76,7 +76,7 @@ def built_learner(visit: Visit, *options: str):
     from learners.record.run_log import NoLog
 
     learner = train.build(config, task, prompts, eval_prompts, NoLog(Path(visit.scratch)))
-    learner.actor.oracle.grade = lambda responses, references: [float(len(text) % 2) for text in responses]
+    learner.actor.grade = lambda responses, references: [float(len(text) % 2) for text in responses]
     yield learner
     learner.close()
     task.close()
