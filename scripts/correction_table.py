@@ -23,7 +23,7 @@ import tyro
 from scripts.parts.program import run_program
 from tasks.errors import UsageError, require
 
-K3 = {"fp16": 3.21e-5, "bf16": 2.04e-3}  # KL(mu, pi) of a token, SmolLM2-135M: docs/mismatch.md
+K3 = {"fp16": 3.21e-5, "bf16": 2.04e-3}  # KL(mu, pi) of a token, SmolLM2-135M, 2026-11-24
 ENUMERATED = range(1, 9)
 FEWEST = 32  # responses that a point of a curve takes, at least
 
