@@ -82,7 +82,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
         sizes = rng.integers(5, 60, 80)
         made = horizon_of(*lay([rng.normal(0, 0.06, n) for n in sizes]), lengths=(8,), replicates=200)
         inside += made.half.low < math.log(2) / 0.06**2 < made.half.high
-    assert inside >= 50  # of 60 at 95%; measured: 56
+    assert inside >= 50  # of 60 at 95%
 
 
 def test_no_mismatch_is_never_lost_and_what_is_missing_is_none_in_json():
