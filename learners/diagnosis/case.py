@@ -4,13 +4,16 @@ from dataclasses import dataclass, field
 
 from learners.diagnosis.totals import Totals
 
-# Median and nine-tenths quantile of |gap| in log odds that two engines at the same weights differ by, at most: three
-# times what the loudest model measured has (docs/doctor.md).
-LIMITS = {"fp32": (3e-4, 3e-3), "fp16": (0.04, 0.2), "bf16": (0.3, 1.5), "8-bit": (0.6, 3.0)}
+# Median and nine-tenths quantile of |gap| in log odds that two engines at the same weights differ by, at most: twice
+# what the loudest model and temperature measured have (docs/doctor.md).
+LIMITS = {"fp32": (3e-4, 3e-3), "fp16": (0.03, 0.12), "bf16": (0.24, 0.9), "8-bit": (0.5, 1.6)}
 LEVELS = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "8-bit": "8-bit"}
-# 2^-k, the grid that differences of logits lie on: k of a language model's logits, of 4 to 64.
-GRIDS = {"bf16": range(0, 6), "fp16": range(6, 11)}
-OTHER_WEIGHTS = (2.0, 12.0)  # times a grid's unit: what rounding of logits on that grid leaves below
+# Differences of half-precision logits are multiples of 2^-k, typically with k of these ranges: logits of language models
+# with large vocabularies are of 4 to 64, those of models with few tokens of 1 to 16.
+GRIDS = {True: {"bf16": range(0, 5), "fp16": range(5, 10)}, False: {"bf16": range(0, 7), "fp16": range(7, 12)}}
+LARGE_VOCABULARY = 1000
+UNITS = (1.3, 5.0)  # of that grid, what rounding moves the log odds by at most: median and nine-tenths quantile
+DIRECTED = 5.0  # standard errors of a share of signs
 
 
 @dataclass
@@ -44,7 +47,8 @@ class Case:
         grid, pairs = self.get(f"grid_{side}", float("inf")), self.get("pairs")
         if pairs < 6:
             return None
-        return next((name for name, exponents in GRIDS.items() if grid in exponents), None)
+        grids = GRIDS[self.get("vocabulary") > LARGE_VOCABULARY]
+        return next((name for name, exponents in grids.items() if grid in exponents), None)
 
     @property
     def expected(self) -> str:
@@ -76,4 +80,11 @@ class Case:
         if self.units is None:
             return False
         grid = min(self.get("grid_mu"), self.get("grid_pi"))
-        return self.units > OTHER_WEIGHTS[0] or self.get("d_90") * 2.0**grid > OTHER_WEIGHTS[1]
+        return self.units > UNITS[0] or self.get("d_90") * 2.0**grid > UNITS[1]
+
+    @property
+    def is_directed(self) -> bool:
+        """Whether pi is systematically sharper or flatter than mu, as training makes it and rounding does not."""
+        likely, unlikely = self.get("likely_up_z"), self.get("unlikely_up_z")
+        far = abs(self.get("likely_up", 0.5) - 0.5) > 0.07 and abs(self.get("unlikely_up", 0.5) - 0.5) > 0.08
+        return abs(likely) > DIRECTED and abs(unlikely) > 2.5 and likely * unlikely < 0 and far

@@ -24,14 +24,14 @@ def diagnose(dump) -> Diagnosis:
     totals = add_up(dump.starts, dump.log_mu, dump.log_pi)
     numbers = gather(dump, totals)
     case = Case(numbers, dump.claims, totals, list(dump.problems), np.diff(dump.starts))
-    findings = []
+    findings, explained = [], False
     for rule in rules.RULES:
-        if case.found & rules.EXPLAINS_THE_GAP and rule.__name__.replace("_", "-") in rules.EXPLAINS_THE_GAP:
-            continue
-        finding = rule(case)
+        explains = rule in rules.EXPLAIN_THE_GAP
+        finding = None if explained and explains else rule(case)
         if finding is not None:
             findings.append(finding)
             case.found.add(finding.name)
+            explained |= explains
     level = LEVELS.get(case.level, "")
     return Diagnosis(findings, level, numbers, rules.notes(case), horizon(totals), worst(dump, totals))
 

@@ -56,7 +56,7 @@ def who_sampled(sample: Sample) -> dict[str, float]:
     second = float(np.mean(t**2))
     if second == 0:
         return {}
-    spread = np.sqrt(np.sum((own[0] + own[1] - own[1].sum() * 0) ** 2)) if len(own[0]) > 1 else np.inf
+    spread = np.sqrt(np.sum((own[0] + own[1]) ** 2))
     fresh = t[sample.new]
     return {
         "sampled_from": float(np.mean(t)) / second,
@@ -86,7 +86,9 @@ def signs(sample: Sample) -> dict[str, float]:
     for name, flags in (("likely", likely), ("unlikely", unlikely)):
         if flags.sum() >= FEW:
             g = sample.g[flags]
-            numbers[f"{name}_up"] = float(np.mean(g > 0))
+            moved = g[g != 0]
+            numbers[f"{name}_up"] = float(np.mean(moved > 0)) if len(moved) >= FEW else 0.5
+            numbers[f"{name}_up_z"] = (numbers[f"{name}_up"] - 0.5) * 2 * float(np.sqrt(len(moved)))
             numbers[f"{name}_z"] = float(g.mean() / max(g.std() / np.sqrt(len(g)), 1e-12))
             numbers[f"{name}_mean"] = float(g.mean())
             numbers[f"{name}_up_squared"] = float((g[g > 0] ** 2).sum() / max((g**2).sum(), 1e-30))
@@ -187,6 +189,9 @@ def places(sample: Sample) -> dict[str, float]:
         inside = (place >= low) & (place < high)
         if inside.sum() >= FEW:
             numbers[f"place_{low}"] = float(np.median(d[inside]))
+    early, late = d[(place >= 1) & (place < 8)], d[place >= max(16, int(np.quantile(place, 0.6)))]
+    if len(early) >= 3 * FEW and len(late) >= 3 * FEW:
+        numbers["early"], numbers["late"] = float(np.median(early)), float(np.median(late))
     numbers["place_rank"] = correlation(ranks(d), ranks(place))
     return numbers
 
@@ -210,6 +215,8 @@ def rows(sample: Sample) -> dict[str, float]:
         "row_largest": float(typical.max() / max(middle, 1e-12)),
         "row_far": float(far.mean()),
         "row_few_share": float(order[:few].sum() / max(order.sum(), 1e-30)),
+        "row_10": float(np.quantile(typical, 0.1)),
+        "row_90": float(np.quantile(typical, 0.9)),
         "row_spread": float(np.std(np.log(typical))),
     }
 
@@ -240,7 +247,6 @@ def outside(dump, totals: Totals) -> dict[str, float]:
     """How responses' gaps go with what else is known of them: length, step, reward; and of all responses."""
     numbers = {}
     counted = totals.tokens > 0
-    mean = totals.gap[counted] / totals.tokens[counted]
     square = totals.gap_squared[counted] / totals.tokens[counted]
     lengths = totals.tokens[counted]
     if counted.sum() >= 16:
@@ -257,14 +263,12 @@ def outside(dump, totals: Totals) -> dict[str, float]:
         step = np.asarray(dump.step)[counted]
         present = np.unique(step[step >= 0])
         if len(present) > 1:
-            level = [np.median(square[step == s]) for s in present]
-            pooled = [(totals.gap_squared[counted][step == s].sum() / lengths[step == s].sum()) for s in present]
-            for s, value, mean_square in zip(present, level, pooled, strict=True):
-                if len(present) <= 64:
-                    numbers[f"step_{s}"] = float(np.sqrt(mean_square))
-            del value
+            order = np.argsort(step, kind="stable")
+            firsts = np.searchsorted(step[order], present)
+            sums = (np.add.reduceat(v[counted][order], firsts) for v in (totals.gap_squared, totals.tokens))
+            squares, tokens = sums
+            numbers |= {f"step_{s}": float(np.sqrt(v)) for s, v in zip(present[:32], squares / tokens, strict=False)}
             numbers["steps"] = float(len(present))
-    del mean
     return numbers
 
 

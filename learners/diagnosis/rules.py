@@ -8,15 +8,15 @@ from learners.diagnosis.findings import Finding
 
 Rule = Callable[[Case], Finding | None]
 RULES: list[Rule] = []
-EXPLAINS_THE_GAP = set()
-"""names of the causes beside which the more general ones say nothing new"""
+EXPLAIN_THE_GAP: list[Rule] = []
+"""the causes of which one is enough: beside it the more general ones say nothing new"""
 
 
 def rule(explains_the_gap: bool = False) -> Callable[[Rule], Rule]:
     def add(made: Rule) -> Rule:
         RULES.append(made)
         if explains_the_gap:
-            EXPLAINS_THE_GAP.add(made.__name__.replace("_", "-"))
+            EXPLAIN_THE_GAP.append(made)
         return made
 
     return add
@@ -162,7 +162,7 @@ def special_token(case: Case) -> Finding | None:
                 "Let both sides score the same ids, end-of-sequence token included: do not append, replace or mask it on "
                 "one side.",
             )  # fmt: skip
-    if case.get("id_share") > 0.8 and case.get("id_count") >= 4 and case.get("id_others_rms") < 0.05 * case.get("id_rms"):
+    if case.get("id_share") > 0.8 and case.get("id_count") >= 4 and case.get("id_others_rms") < 0.1 * case.get("id_rms") and case.get("id_rms") > 0.3:
         return Finding(
             "special-token", f"token {case.get('id'):.0f} counts on one side only", 0.9,
             f"token id {case.get('id'):.0f}, {case.get('id_count'):.0f} of the sample's tokens, makes up "
@@ -192,7 +192,7 @@ def filtered(case: Case) -> Finding | None:
         body = -case.get("g_05") if side == "mu" else case.get("g_95")
         marks = [shift > 6, excess > 4 and against > 1.5, case.get(forced) >= 3, one_way < 0.12,
                  body > 2.5 * tails, same_odds]  # fmt: skip
-        if marks[0] and (marks[1] or marks[2]) and sum(marks) >= 4 and not _is_constant(case):
+        if body > 1e-3 and marks[0] and (marks[1] or marks[2]) and sum(marks) >= 4 and not _is_constant(case):
             least = case.get("g_smallest") if side == "mu" else -case.get("g_largest")
             mass = math.exp(max(least, -50.0))
             return Finding(
@@ -223,8 +223,8 @@ def _ratio(case: Case) -> tuple[float, float]:
         moved = abs(slope - 1) * case.get("pair_size")
         if abs(slope - 1) > max(0.01, 6 * error) and 0.1 < slope < 10 and case.get("pair_residual") < 0.2 * moved:
             return slope, min(0.98, 0.8 + 0.03 * pairs)
-        if moved < 3 * case.get("pair_residual") or abs(slope - 1) < 0.01:
-            return 1.0, 0.0
+        if abs(slope - 1) + 3 * error < 0.03:
+            return 1.0, 0.0  # of any two tokens the odds are the same: not a temperature, whatever the signs say
     if not case.has("likely_up"):
         return 1.0, 0.0
     up, down = case.get("likely_up"), case.get("unlikely_up", -1.0)
@@ -298,49 +298,85 @@ def temperature(case: Case) -> Finding | None:
     )  # fmt: skip
 
 
-@rule(explains_the_gap=True)
-def not_deterministic(case: Case) -> Finding | None:
-    repeats, moved = case.get("repeats"), case.get("repeats_moved_pi")
-    pi, mu, gap = case.get("repeat_pi"), case.get("repeat_mu"), case.get("repeat_gap")
-    limit = LIMITS[case.expected][1]
-    if case.has("again_50"):
-        again, own = case.get("again_90"), case.get("d_90")
-        if again > 0.4 * own and case.is_beyond_rounding:
-            return Finding(
-                "not-deterministic", "the trainer is not deterministic (dropout?)", 0.97,
-                f"its second pass over the same tokens moves log odds by {case.get('again_50'):.2g} (median; a tenth by more "
-                f"than {again:.2g}), where the gap between the engines is {case.get('d_50'):.2g}.",
-                "Put the model into eval() for log-probabilities and set every dropout of its configuration to 0.",
-            )  # fmt: skip
-    if repeats >= 8 and moved >= 4 and pi > 0.4 * gap and pi > 4 * mu and pi > min(0.05, limit):
-        return Finding(
-            "not-deterministic", "the trainer is not deterministic (dropout?)", 0.93,
-            f"the same token after the same prompt and prefix has log pi that differ by {pi:.2g} (root mean square of "
-            f"{repeats:.0f} pairs) and log mu that differ by {mu:.2g}; the gap is {gap:.2g}.",
-            "Put the model into eval() for log-probabilities and set every dropout of its configuration to 0.",
-        )  # fmt: skip
-    moved = case.get("repeats_moved_mu")
-    if repeats >= 8 and moved >= 4 and mu > 0.4 * gap and mu > 4 * pi and mu > min(0.05, limit):
-        return Finding(
-            "sampler-changed", "the sampler changed within the rollout", 0.85,
-            f"the same token after the same prompt and prefix has log mu that differ by {mu:.2g} (root mean square of "
-            f"{repeats:.0f} pairs) and log pi that differ by {pi:.2g}.",
-            "Weights were loaded while responses were being sampled, or several engines hold different ones: finish the "
-            "rollout before the update, or keep what was sampled with which weights.",
-        )  # fmt: skip
-    return None
-
-
 # ------------------------------------------------------------------------------------------------ what the context is
 
 
 @rule(explains_the_gap=True)
-def few_responses(case: Case) -> Finding | None:
-    if not case.is_beyond_rounding and case.get("row_largest") < 30:
+def places(case: Case) -> Finding | None:
+    """Positions or padding: which place a token has, or what stands beside it, decides over its gap."""
+    middle, most = LIMITS[case.expected]
+    moved = case.get("repeats_moved_pi") >= 3 and case.get("repeat_pi") > 4 * case.get("repeat_mu")
+    uneven = case.get("row_10") < middle / 2 and case.get("row_90") > 15 * case.get("row_10", 1.0)
+    if moved and case.get("repeat_pi") > 0.05 * case.get("repeat_gap") and case.get("g_rms") > 0.1 and (
+        uneven or case.get("row_spread") > 0.9 and case.get("row_largest") > 30 or case.get("row_largest") > 200
+    ):  # fmt: skip
+        return Finding(
+            "positions", "padding or positions: what a response is batched with decides over its log pi", 0.85,
+            f"the gap of the responses is from {case.get('row_10'):.2g} to {case.get('row_90'):.2g} (log odds, 10% and 90% "
+            f"quantiles), and the same token in the same context has log pi that differ by {case.get('repeat_pi'):.2g}.",
+            "Give the trainer's model the attention mask, and positions that count a response's own tokens: padding on the "
+            "left is otherwise seen.",
+        )  # fmt: skip
+    if not case.is_beyond_rounding:
         return None
+    first, second = case.get("place_0", math.inf), case.get("place_1")
+    if second > 20 * first and first < middle:
+        return Finding(
+            "positions", "positions: they go wrong where the response begins", 0.9,
+            f"the first token of the responses agrees to {first:.2g} (log odds, median), the second is off by {second:.2g}.",
+            "Let the positions of the response go on from those of the prompt, in the trainer and in the sampler.",
+        )  # fmt: skip
+    if case.get("offset_certain") < -0.7 and case.get("k1") > 0.5:
+        return Finding(
+            "positions", "positions or another model: pi does not know the context at all", 0.8,
+            f"tokens of which mu is certain have a median log pi of {case.get('offset_certain'):.2g}, and log pi is lower "
+            f"than log mu by {case.get('k1'):.2g} nats on average.",
+            "Compare the positions and the rotary settings (theta, scaling) of both sides, then their weights.",
+        )  # fmt: skip
+    if case.has("early") and case.get("late") > 3 * case.get("early") and case.get("place_rank") > 0.3:
+        return Finding(
+            "positions", "positions: the gap grows with a token's place", 0.75,
+            f"the median gap is {case.get('early'):.2g} at the places 1 to 7 and {case.get('late'):.2g} late (log odds).",
+            "Compare the rotary settings (theta, scaling) and the attention windows of both sides.",
+        )  # fmt: skip
+    return None
+
+
+@rule(explains_the_gap=True)
+def not_deterministic(case: Case) -> Finding | None:
+    pi, mu, gap = case.get("repeat_pi"), case.get("repeat_mu"), case.get("repeat_gap")
+    limit = LIMITS[case.expected][0]
+    mend = "Put the model into eval() for log-probabilities and set every dropout of its configuration to 0."
+    if case.has("again_90") and case.get("again_90") > 0.4 * case.get("d_90") and case.is_beyond_rounding:
+        return Finding(
+            "not-deterministic", "the trainer is not deterministic (dropout?)", 0.97,
+            f"its second pass over the same tokens moves the log odds of a tenth of them by more than "
+            f"{case.get('again_90'):.2g}, where the gap between the engines is as large in a tenth: {case.get('d_90'):.2g}.",
+            mend,
+        )  # fmt: skip
+    if case.get("repeats_moved_pi") >= 3 and pi > 0.3 * gap and pi > 4 * mu and pi > limit and case.is_beyond_rounding:
+        return Finding(
+            "not-deterministic", "the trainer is not deterministic (dropout?)", 0.93,
+            f"the same token after the same prompt and prefix has log pi that differ by {pi:.2g} (root mean square of "
+            f"{case.get('repeats'):.0f} pairs) and log mu that differ by {mu:.2g}; the gap is {gap:.2g}.", mend,
+        )  # fmt: skip
+    if case.get("repeats_moved_mu") >= 3 and mu > 0.3 * gap and mu > 4 * pi and mu > limit and case.is_beyond_rounding:
+        return Finding(
+            "sampler-changed", "the sampler changed within the rollout", 0.85,
+            f"the same token after the same prompt and prefix has log mu that differ by {mu:.2g} (root mean square of "
+            f"{case.get('repeats'):.0f} pairs) and log pi that differ by {pi:.2g}.",
+            "Weights were loaded while responses were being sampled, or several engines hold different ones: finish the "
+            "rollout before the update, or keep with each response what it was sampled with.",
+        )  # fmt: skip
+    return None
+
+
+@rule(explains_the_gap=True)
+def few_responses(case: Case) -> Finding | None:
+    middle = LIMITS[case.expected][0]
     far = case.get("row_far")
-    median = case.get("row_median")
-    if 0 < far <= 0.35 and median <= LIMITS["bf16"][0] and case.get("row_few_share") > 0.8 and case.get("row_largest") > 20:
+    if (0 < far <= 0.3 and case.get("row_median") <= middle and case.get("row_largest") > 20
+            and case.get("row_few_share") > 0.8 and case.get("g_rms") > middle):  # fmt: skip
         return Finding(
             "few-responses", "a few responses make up the gap", 0.8,
             f"in {far:.0%} of the responses the gap is more than 8 times that of the median one, in the worst "
@@ -349,3 +385,164 @@ def few_responses(case: Case) -> Finding | None:
             "that was cut or sampled with other weights.",
         )  # fmt: skip
     return None
+
+
+@rule(explains_the_gap=True)
+def prompts_differ(case: Case) -> Finding | None:
+    early, late, first = case.get("early"), case.get("late"), case.get("place_0", math.inf)
+    falls = late > 0 and early > 1.9 * late and case.get("place_rank") < -0.15 and first > late
+    falls = falls and (case.is_beyond_rounding or case.get("place_rank") * math.sqrt(case.get("open")) < -8)
+    broken = case.is_beyond_rounding and case.get("k1") > 0.3 and case.get("correlation", 1.0) < 0.7
+    if not (falls or broken):
+        return None
+    shape = (
+        f"the median gap is {early:.2g} at the places 1 to 7 and {late:.2g} late (log odds)" if falls else
+        f"log pi is lower than log mu by {case.get('k1'):.2g} nats on average, with a correlation of "
+        f"{case.get('correlation'):.2f}"
+    )  # fmt: skip
+    return Finding(
+        "prompts-differ", "the two sides condition on different prompts", 0.85 if falls else 0.65, shape + ".",
+        "Log the token ids of the prompt on both sides and compare them: system prompt, chat template, beginning-of-sequence "
+        "token, truncation.",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ what computes
+
+
+@rule(explains_the_gap=True)
+def precision(case: Case) -> Finding | None:
+    order = ["fp32", "fp16", "bf16"]
+    broken = []
+    for side, name in (("mu", "sample"), ("pi", "train")):
+        claimed, seen = case.claimed(name), case.seen(side)
+        if claimed and seen and order.index(seen) > order.index(claimed):
+            broken.append((name, claimed, seen, case.get(f"grid_{side}")))
+    if broken:
+        told = " and ".join(
+            f"the {name[:-1] if name == 'sample' else name}er's logits lie on a grid of 2^-{grid:.0f}, {LEVELS[seen]}'s, where "
+            f"{LEVELS[claimed]} is claimed" for name, claimed, seen, grid in broken
+        )  # fmt: skip
+        return Finding(
+            "precision", f"looks like {LEVELS[broken[0][2]]} under the name of {LEVELS[broken[0][1]]}", 0.93, told + ".",
+            "Read the dtypes off both engines' tensors at the start of a run: checkpoints are BF16 as a rule, and "
+            "dtype=auto follows them.",
+        )  # fmt: skip
+    claimed = [case.claimed("sample"), case.claimed("train")]
+    unseen = case.seen("mu") is None or case.seen("pi") is None
+    coarser = case.level in ("fp16", "bf16") and all(claimed) and order.index(case.level) > order.index(case.expected)
+    if coarser and unseen and case.is_beyond_rounding and not case.is_directed and not case.claims.get("rollout_quantization"):
+        return Finding(
+            "precision", f"looks like {LEVELS[case.level]} under the name of {LEVELS[case.expected]}", 0.7,
+            f"the median gap is {case.get('d_50'):.2g} in log odds, where rounding in {LEVELS[case.expected]} leaves at most "
+            f"{LIMITS[case.expected][0]:.2g}.",
+            "Read the dtypes off both engines' tensors at the start of a run: checkpoints are BF16 as a rule, and "
+            "dtype=auto follows them.",
+        )  # fmt: skip
+    return None
+
+
+def _steps(case: Case) -> list[tuple[int, float]]:
+    return sorted((int(name[5:]), value) for name, value in case.numbers.items() if name.startswith("step_")
+                  and name[5:].isdigit())  # fmt: skip
+
+
+def lag_of(levels: list[tuple[int, float]]) -> tuple[int, bool] | None:
+    """By how many steps the sampler is behind, from the gap's size at each step of a run's beginning, and whether it
+    still grows at the last: a sampler that is k steps behind is at the first weights until step k + 1, so that the gap
+    is rounding's at the first step, grows for k steps and then stays.
+    """
+    if len(levels) < 3 or levels[1][1] < 2.5 * levels[0][1]:
+        return None
+    values = [value for _, value in levels]
+    settled = sorted(values[len(values) // 2 :])[len(values[len(values) // 2 :]) // 2]
+    reached = next(i for i, value in enumerate(values) if value > 0.75 * settled)
+    grows = values[-1] > 1.25 * values[len(values) // 2] and reached >= len(values) // 2
+    return max(reached, 1), grows
+
+
+@rule(explains_the_gap=True)
+def other_weights(case: Case) -> Finding | None:
+    """Stale, without adapters, or quantised: what is left when rounding is not enough and the context is the same."""
+    levels = _steps(case)
+    lag = lag_of(levels) if levels and levels[0][0] <= 1 else None
+    if not (case.is_beyond_rounding or case.is_directed or lag):
+        return None
+    rewarded = case.get("reward_z") > 3
+    directed = case.is_directed or rewarded or lag is not None
+    size = f"the median gap is {case.get('d_50'):.2g} in log odds (a tenth above {case.get('d_90'):.2g})"
+    if case.units is not None:
+        size += f", {case.units:.2g} units of the logits' grid"
+    way = (
+        f"; {case.get('likely_up', 0.5):.0%} of the likely tokens and {case.get('unlikely_up', 0.5):.0%} of the unlikely ones "
+        f"are likelier by pi"
+    )
+    quantised = case.claims.get("rollout_quantization") not in (None, "", "none", False)
+    if quantised and not directed and case.level:
+        return None  # as told: a note says how large it is
+    if not directed or (quantised and not case.claims.get("lora")):
+        return Finding(
+            "quantised", "the sampler's weights are rounded: a quantised rollout", 0.75 if case.level else 0.55,
+            f"{size}, more than rounding in {LEVELS[case.expected]} makes, in no direction{way}.",
+            "Sample with the weights that are trained, or correct for mu at every token; look for a quantised checkpoint "
+            "or cache (int8, fp8), or for another beginning-of-sequence token, which looks alike.",
+        )  # fmt: skip
+    if case.claims.get("lora"):
+        return Finding(
+            "adapters", "the adapters are not in the sampler", 0.8,
+            f"{size}{way}, and LoRA is claimed.",
+            "Merge the adapters before the weights go to the sampler, or load them there; check that the sampler's "
+            "responses change with training.",
+        )  # fmt: skip
+    if lag is not None:
+        steps, grows = lag
+        much = f"{steps} step{'s' * (steps > 1)} behind" if not grows else f"behind from the first step on, {steps} and more"
+        shown = ", ".join(f"{value:.2g}" for _, value in levels[:6])
+        return Finding(
+            "stale", f"the sampler seems to be {much}", 0.9,
+            f"the gap (root mean square) of the steps from {levels[0][0]} on is {shown}: it grows and "
+            f"{'goes on growing' if grows else 'then stays'}.",
+            "Load the weights into the sampler after every update, empty its prefix cache, and count the version that each "
+            "response was sampled with.",
+        )  # fmt: skip
+    told = f"; a response's log ratio goes with its reward ({case.get('reward_z'):.1f} standard errors)" if rewarded else ""
+    return Finding(
+        "stale", "the sampler has other weights than the trainer: stale, or without the adapters", 0.75,
+        f"{size}{way}{told}.",
+        "Load the weights into the sampler after every update, empty its prefix cache, and count the version that each "
+        "response was sampled with; with LoRA, merge the adapters.",
+    )  # fmt: skip
+
+
+@rule(explains_the_gap=True)
+def biased_normaliser(case: Case) -> Finding | None:
+    if "rounded" in case.found or not case.has("shift_z"):
+        return None
+    shift, z = 2 * case.get("shift"), case.get("shift_z")
+    error = max(case.get("sampled_from_error"), 1e-9)
+    if abs(z) < 8 or abs(case.get("sampled_from") + 1) < 6 * error or case.get("k3") <= 0:
+        return None
+    return Finding(
+        "biased-normaliser", "a biased normaliser", 0.9,
+        f"k1 is {case.get('k1'):.2g} and k3 {case.get('k3'):.2g}, which have the same expectation where both sides are "
+        f"normalised: every token is off by about {shift:.2g} nats ({abs(z):.0f} standard errors), "
+        f"{abs(shift) * case.get('tokens') / max(case.get('responses'), 1):.1g} a response.",
+        "Compute log p as logits - logsumexp(logits) in FP32 on both sides; torch's log_softmax on a CPU sums FP32 numbers "
+        "of a large vocabulary too small.",
+    )  # fmt: skip
+
+
+def notes(case: Case) -> list[str]:
+    """What is worth knowing and no fault."""
+    made = [problem for problem in case.problems if "length" not in problem]
+    if case.has("again_90") and "not-deterministic" not in case.found and case.get("again_90") > 1e-5:
+        made.append(
+            f"The trainer's second pass moves a tenth of its log odds by more than {case.get('again_90'):.2g}, within "
+            "rounding: batches of another shape are summed in another order."
+        )
+    if case.claims.get("rollout_quantization") and case.is_beyond_rounding and not case.found:
+        made.append(f"The rollout is quantised, and the median gap is {case.get('d_50'):.2g} in log odds.")
+    for side, name in (("mu", "sampler"), ("pi", "trainer")):
+        if case.seen(side):
+            made.append(f"The {name}'s logits lie on a grid of 2^-{case.get(f'grid_{side}'):.0f}: {LEVELS[case.seen(side)]}.")
+    return made
