@@ -108,6 +108,9 @@ def signs(sample: Sample) -> dict[str, float]:
     numbers["exact_one_mu"], numbers["exact_one_pi"] = (float(np.mean(v > -1e-6)) for v in (sample.x, sample.y))
     numbers["forced_mu"] = float(forced.sum())
     numbers["forced_pi"] = float(((sample.y > -1e-6) & (sample.x < -5e-3)).sum())
+    inside = sample.back > 0
+    numbers["forced_mu_inside"] = float((forced & inside).sum())
+    numbers["forced_pi_inside"] = float(((sample.y > -1e-6) & (sample.x < -5e-3) & inside).sum())
     certain = (sample.x > -1e-4) & sample.new
     if certain.sum() >= FEW:
         numbers["offset_certain"] = float(np.median(sample.g[certain]))

@@ -122,7 +122,8 @@ def rounded(case: Case) -> Finding | None:
 def clamped(case: Case) -> Finding | None:
     for side in ("mu", "pi"):
         spread = max(0.3, 10 * min(case.get("d_90"), 0.3))
-        if case.get(f"clamp_{side}") >= 3 and case.get(f"clamp_{side}_spread") > spread:
+        if (case.get(f"clamp_{side}") >= 3 and case.get(f"clamp_{side}_spread") > spread
+                and case.get(f"clamp_{side}_ids") >= 3 and case.get(f"clamp_{side}_below") > 0.7):  # fmt: skip
             return Finding(
                 "clamped", f"log_{side} is cut off below", 0.95,
                 f"{case.get(f'clamp_{side}'):.0f} tokens of the sample have exactly {case.get(f'clamp_{side}_at'):.4g}, "
@@ -150,6 +151,7 @@ def special_token(case: Case) -> Finding | None:
         if where == "last" and not (large or alone):
             for side, other in (("pi", "mu"), ("mu", "pi")):
                 none_left = case.get(f"last_zero_{side}") >= 0.9 and case.get(f"last_zero_{other}") < 0.8
+                none_left = none_left and case.get(f"forced_{side}_inside") < 3
                 alone = alone or (none_left and case.get("last_rms") > 5 * case.get("others_rms_last"))
         if where == "first" and not (large and alone):
             continue
@@ -192,7 +194,7 @@ def filtered(case: Case) -> Finding | None:
         body = -case.get("g_05") if side == "mu" else case.get("g_95")
         marks = [shift > 6, excess > 4 and against > 1.5, case.get(forced) >= 3, one_way < 0.12,
                  body > 2.5 * tails, same_odds]  # fmt: skip
-        if body > 1e-3 and marks[0] and (marks[1] or marks[2]) and sum(marks) >= 4 and not _is_constant(case):
+        if body > 1e-3 and marks[0] and against > 1.5 and (marks[1] or marks[2]) and sum(marks) >= 4 and not _is_constant(case):
             least = case.get("g_smallest") if side == "mu" else -case.get("g_largest")
             mass = math.exp(max(least, -50.0))
             return Finding(
@@ -429,7 +431,8 @@ def precision(case: Case) -> Finding | None:
             "dtype=auto follows them.",
         )  # fmt: skip
     claimed = [case.claimed("sample"), case.claimed("train")]
-    unseen = case.seen("mu") is None or case.seen("pi") is None
+    scaled = case.claims.get("temperature") not in (None, 1, 1.0)  # logits that were divided are on no grid
+    unseen = (case.seen("mu") is None or case.seen("pi") is None) and (case.get("pairs") < 8 or scaled)
     coarser = case.level in ("fp16", "bf16") and all(claimed) and order.index(case.level) > order.index(case.expected)
     if coarser and unseen and case.is_beyond_rounding and not case.is_directed and not case.claims.get("rollout_quantization"):
         return Finding(
@@ -469,7 +472,7 @@ def other_weights(case: Case) -> Finding | None:
     if not (case.is_beyond_rounding or case.is_directed or lag):
         return None
     rewarded = case.get("reward_z") > 3
-    directed = case.is_directed or rewarded or lag is not None
+    directed = case.is_directed or lag is not None
     size = f"the median gap is {case.get('d_50'):.2g} in log odds (a tenth above {case.get('d_90'):.2g})"
     if case.units is not None:
         size += f", {case.units:.2g} units of the logits' grid"

@@ -18,7 +18,7 @@ def look(sample: Sample) -> dict[str, float]:
     for name, own, other in (("mu", sample.x, sample.y), ("pi", sample.y, sample.x)):
         values = np.unique(own[np.abs(own) > 1e-6])
         numbers[f"bits_{name}"], numbers[f"step_{name}"] = _grid(values) if len(values) >= FEWEST else (0.0, 0.0)
-        numbers |= _clamped(name, own, other)
+        numbers |= _clamped(name, own, other, sample.ids)
     return numbers
 
 
@@ -39,12 +39,13 @@ def _grid(values: np.ndarray) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-def _clamped(name: str, own: np.ndarray, other: np.ndarray) -> dict[str, float]:
+def _clamped(name: str, own: np.ndarray, other: np.ndarray, ids: np.ndarray) -> dict[str, float]:
     """At its lowest value: how many tokens, and how far the other engine's values reach there."""
     low, high = own.min(), own.max()
     at, top = own == low, own == high
     numbers = {f"clamp_{name}": float(at.sum()), f"clamp_{name}_at": float(low),
-               f"clamp_{name}_spread": float(np.ptp(other[at]))}  # fmt: skip
+               f"clamp_{name}_spread": float(np.ptp(other[at])), f"clamp_{name}_ids": float(len(np.unique(ids[at]))),
+               f"clamp_{name}_below": float(np.mean(other[at] < low + 0.2))}  # fmt: skip
     numbers |= {f"ceiling_{name}": float(top.sum()), f"ceiling_{name}_at": float(high),
                 f"ceiling_{name}_spread": float(np.ptp(other[top]))}  # fmt: skip
     return numbers
