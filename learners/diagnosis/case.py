@@ -72,6 +72,11 @@ class Case:
         return self.get("d_50") * 2.0 ** min(grids)
 
     @property
+    def middle_is_rounding(self) -> bool:
+        """Whether rounding explains the gap of the median token."""
+        return self.get("d_50") <= LIMITS[self.expected][0] and (self.units is None or self.units <= UNITS[0])
+
+    @property
     def is_beyond_rounding(self) -> bool:
         """Whether the gap is larger than rounding in the dtypes at hand makes it."""
         middle, most = LIMITS[self.expected]

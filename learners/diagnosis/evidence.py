@@ -105,12 +105,18 @@ def signs(sample: Sample) -> dict[str, float]:
             "odds_explained": float(1 - np.mean(residual**2) / max(np.mean(d**2), 1e-30)),
         }
     forced = (sample.x > -1e-6) & (sample.y < -5e-3)
+    fresh = sample.g[sample.new]
+    numbers["down_squared"] = float((fresh[fresh < 0] ** 2).sum() / max((fresh**2).sum(), 1e-30))
+    numbers["far_tokens"] = float((np.abs(fresh) > 0.2 * np.abs(fresh).max(initial=0)).sum())
     numbers["exact_one_mu"], numbers["exact_one_pi"] = (float(np.mean(v > -1e-6)) for v in (sample.x, sample.y))
     numbers["forced_mu"] = float(forced.sum())
     numbers["forced_pi"] = float(((sample.y > -1e-6) & (sample.x < -5e-3)).sum())
     inside = sample.back > 0
     numbers["forced_mu_inside"] = float((forced & inside).sum())
     numbers["forced_pi_inside"] = float(((sample.y > -1e-6) & (sample.x < -5e-3) & inside).sum())
+    sure = sample.x > -0.1
+    if sure.sum() >= FEW:
+        numbers["sure_median"] = float(np.median(sample.g[sure]))
     certain = (sample.x > -1e-4) & sample.new
     if certain.sum() >= FEW:
         numbers["offset_certain"] = float(np.median(sample.g[certain]))

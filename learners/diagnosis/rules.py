@@ -131,7 +131,7 @@ def clamped(case: Case) -> Finding | None:
                 "Take the clamp out: it hides the tokens that the two engines differ by most on.",
             )  # fmt: skip
         ceiling = case.get(f"ceiling_{side}_at")
-        if ceiling < -1e-5 and case.get(f"ceiling_{side}") > max(3, 0.02 * case.get("open")):
+        if ceiling < -1e-5 and case.get(f"ceiling_{side}_ids") >= 3 and case.get(f"ceiling_{side}") > max(3, 0.02 * case.get("open")):
             return Finding(
                 "clamped", f"log_{side} is cut off above", 0.9,
                 f"{case.get(f'ceiling_{side}'):.0f} tokens of the sample have exactly {ceiling:.3g}, the highest value.",
@@ -153,7 +153,7 @@ def special_token(case: Case) -> Finding | None:
                 none_left = case.get(f"last_zero_{side}") >= 0.9 and case.get(f"last_zero_{other}") < 0.8
                 none_left = none_left and case.get(f"forced_{side}_inside") < 3
                 alone = alone or (none_left and case.get("last_rms") > 5 * case.get("others_rms_last"))
-        if where == "first" and not (large and alone):
+        if where == "first" and not (large and alone and case.middle_is_rounding):
             continue
         if large or alone:
             return Finding(
@@ -164,7 +164,7 @@ def special_token(case: Case) -> Finding | None:
                 "Let both sides score the same ids, end-of-sequence token included: do not append, replace or mask it on "
                 "one side.",
             )  # fmt: skip
-    if case.get("id_share") > 0.8 and case.get("id_count") >= 4 and case.get("id_others_rms") < 0.1 * case.get("id_rms") and case.get("id_rms") > 0.3:
+    if case.middle_is_rounding and case.get("id_share") > 0.8 and case.get("id_count") >= 4 and case.get("id_others_rms") < 0.1 * case.get("id_rms") and case.get("id_rms") > 0.3:
         return Finding(
             "special-token", f"token {case.get('id'):.0f} counts on one side only", 0.9,
             f"token id {case.get('id'):.0f}, {case.get('id_count'):.0f} of the sample's tokens, makes up "
@@ -194,7 +194,10 @@ def filtered(case: Case) -> Finding | None:
         body = -case.get("g_05") if side == "mu" else case.get("g_95")
         marks = [shift > 6, excess > 4 and against > 1.5, case.get(forced) >= 3, one_way < 0.12,
                  body > 2.5 * tails, same_odds]  # fmt: skip
-        if body > 1e-3 and marks[0] and against > 1.5 and (marks[1] or marks[2]) and sum(marks) >= 4 and not _is_constant(case):
+        one_sided = case.get("down_squared", 0.5) if side == "mu" else 1 - case.get("down_squared", 0.5)
+        gross = one_sided > 0.98 and against > 1.5 and excess > 2 and case.get("far_tokens") >= 6
+        many = marks[0] and against > 1.5 and (marks[1] or marks[2]) and sum(marks) >= 4
+        if body > 1e-3 and (many or gross) and not _is_constant(case):
             least = case.get("g_smallest") if side == "mu" else -case.get("g_largest")
             mass = math.exp(max(least, -50.0))
             return Finding(
@@ -221,11 +224,13 @@ def _ratio(case: Case) -> tuple[float, float]:
     """(temperature of mu over that of pi, how sure that it is a temperature), 1 and 0 if none is seen."""
     slope, error = case.get("pair_slope", 1.0), case.get("pair_slope_error")
     pairs = case.get("pairs")
-    if case.has("pair_residual") and pairs >= 4:
+    if case.has("pair_residual") and pairs >= 3:
         moved = abs(slope - 1) * case.get("pair_size")
-        if abs(slope - 1) > max(0.01, 6 * error) and 0.1 < slope < 10 and case.get("pair_residual") < 0.2 * moved:
+        residual = case.get("pair_residual")
+        clear = residual < 0.5 * moved and pairs >= 8 or residual < 0.2 * moved and pairs >= 4 or residual < 0.03 * moved
+        if abs(slope - 1) > max(0.01, 8 * error) and 0.1 < slope < 10 and clear:
             return slope, min(0.98, 0.8 + 0.03 * pairs)
-        if abs(slope - 1) + 3 * error < 0.03:
+        if pairs >= 4 and abs(slope - 1) + 3 * error < 0.03:
             return 1.0, 0.0  # of any two tokens the odds are the same: not a temperature, whatever the signs say
     if not case.has("likely_up"):
         return 1.0, 0.0
@@ -234,8 +239,8 @@ def _ratio(case: Case) -> tuple[float, float]:
     slope, explained = case.get("odds_slope"), case.get("odds_explained")
     sharper = up > 0.9 and squared > 0.97
     flatter = up < 0.1 and squared < 0.03
-    opposite = down < 0 or (down < 0.12 if sharper else down > 0.88)
-    enough = case.get("likely") >= 16 and abs(slope) > 4 * case.get("odds_slope_error")
+    opposite = down < 0 or (down < 0.25 if sharper else down > 0.75)
+    enough = case.get("likely") >= 16 and -0.75 < slope < 3 and abs(slope) > 4 * case.get("odds_slope_error")
     if (sharper or flatter) and opposite and enough and explained > 0.75 and (slope > 0) == sharper:
         return 1 + slope, min(0.95, 0.5 + 0.5 * explained * (0.8 if down < 0 else 1.0))
     return 1.0, 0.0
@@ -328,10 +333,10 @@ def places(case: Case) -> Finding | None:
             f"the first token of the responses agrees to {first:.2g} (log odds, median), the second is off by {second:.2g}.",
             "Let the positions of the response go on from those of the prompt, in the trainer and in the sampler.",
         )  # fmt: skip
-    if case.get("offset_certain") < -0.7 and case.get("k1") > 0.5:
+    if case.get("sure_median") < -0.7 and case.get("k1") > 0.5:
         return Finding(
             "positions", "positions or another model: pi does not know the context at all", 0.8,
-            f"tokens of which mu is certain have a median log pi of {case.get('offset_certain'):.2g}, and log pi is lower "
+            f"tokens that mu gives more than 0.9 have a median log pi of {case.get('sure_median'):.2g}, and log pi is lower "
             f"than log mu by {case.get('k1'):.2g} nats on average.",
             "Compare the positions and the rotary settings (theta, scaling) of both sides, then their weights.",
         )  # fmt: skip
@@ -472,7 +477,8 @@ def other_weights(case: Case) -> Finding | None:
     if not (case.is_beyond_rounding or case.is_directed or lag):
         return None
     rewarded = case.get("reward_z") > 3
-    directed = case.is_directed or lag is not None
+    uneven = case.get("d_90") > 7 * case.get("d_50")  # rounding of weights moves all contexts alike, training does not
+    directed = case.is_directed or lag is not None or (uneven and case.is_beyond_rounding)
     size = f"the median gap is {case.get('d_50'):.2g} in log odds (a tenth above {case.get('d_90'):.2g})"
     if case.units is not None:
         size += f", {case.units:.2g} units of the logits' grid"
@@ -483,7 +489,7 @@ def other_weights(case: Case) -> Finding | None:
     quantised = case.claims.get("rollout_quantization") not in (None, "", "none", False)
     if quantised and not directed and case.level:
         return None  # as told: a note says how large it is
-    if not directed or (quantised and not case.claims.get("lora")):
+    if quantised and not case.claims.get("lora") or not directed and not case.claims.get("lora"):
         return Finding(
             "quantised", "the sampler's weights are rounded: a quantised rollout", 0.75 if case.level else 0.55,
             f"{size}, more than rounding in {LEVELS[case.expected]} makes, in no direction{way}.",
@@ -523,7 +529,7 @@ def biased_normaliser(case: Case) -> Finding | None:
         return None
     shift, z = 2 * case.get("shift"), case.get("shift_z")
     error = max(case.get("sampled_from_error"), 1e-9)
-    if abs(z) < 8 or abs(case.get("sampled_from") + 1) < 6 * error or case.get("k3") <= 0:
+    if abs(z) < 8 or abs(case.get("sampled_from") + 1) < 4 * error or case.get("k3") <= 0:
         return None
     return Finding(
         "biased-normaliser", "a biased normaliser", 0.9,

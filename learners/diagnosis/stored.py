@@ -47,5 +47,5 @@ def _clamped(name: str, own: np.ndarray, other: np.ndarray, ids: np.ndarray) -> 
                f"clamp_{name}_spread": float(np.ptp(other[at])), f"clamp_{name}_ids": float(len(np.unique(ids[at]))),
                f"clamp_{name}_below": float(np.mean(other[at] < low + 0.2))}  # fmt: skip
     numbers |= {f"ceiling_{name}": float(top.sum()), f"ceiling_{name}_at": float(high),
-                f"ceiling_{name}_spread": float(np.ptp(other[top]))}  # fmt: skip
+                f"ceiling_{name}_ids": float(len(np.unique(ids[top])))}  # fmt: skip
     return numbers
