@@ -19,7 +19,9 @@ CLAIMS = (
 )  # fmt: skip
 DTYPES = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
 TOKENS = ("response_ids", "log_mu", "log_pi", "log_pi_again", "mask")  # columns with a value a token of the response
+OF_A_ROW = ("reward", "group", "step", "finished")
 TYPES = {"response_ids": np.int32, "prompt_ids": np.int32, "mask": np.bool_}  # FP32 where nothing is said
+ASK = "docs/dumps.md has what each framework writes, and a ten-line writer for any trainer"
 
 
 @dataclass
@@ -97,6 +99,21 @@ class Part:
     problems: list[str] = field(default_factory=list)
     claims: dict = field(default_factory=dict)
 
+    def add(self, name: str, values: list) -> None:
+        """Add a column of `OF_A_ROW`; where some are missing, NaN, -1, or it is left out."""
+        if all(value is None for value in values):
+            return
+        if name == "reward":
+            self.columns[name] = np.array([np.nan if value is None else value for value in values], np.float64)
+        elif name == "step":
+            self.columns[name] = np.array([-1 if value is None else value for value in values], np.int64)
+        elif any(value is None for value in values):
+            self.problems.append(f"{self.file.name}: {name} is left out, as some rows have none")
+        elif name == "finished":
+            self.columns[name] = np.array(values, bool)
+        else:  # labels of any kind
+            self.columns[name] = np.array(list(map(str, values)), object)
+
     def drop(self, rows: np.ndarray, why: str) -> None:
         """Leave out those that ``rows``, (N,) bool, says, and note it."""
         if not rows.any():
@@ -132,6 +149,29 @@ class Part:
         first = np.minimum(first[np.searchsorted(first, starts[:-1])], starts[1:])
         before = places < np.repeat(first, mask.lengths)
         return Ragged(first - starts[:-1], self.columns["response_ids"].values[before])
+
+
+def as_type(values: np.ndarray, dtype: type) -> np.ndarray:
+    """Numbers in another type.
+
+    Raises:
+        ValueError: they are none, or ids that are too large or missing.
+    """
+    values = np.asarray(values)
+    if values.dtype == dtype:
+        return values
+    if values.dtype == object:  # Python numbers, and None for a NaN that JSON does not know
+        values = np.array(values, dtype=np.float64)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"numbers are wanted, and here are {values.dtype}")
+    if dtype == np.int32:
+        with np.errstate(invalid="ignore"):
+            whole = values.astype(np.int64)
+        if (whole != values).any() or np.abs(whole).max(initial=0) >= 2**31:
+            raise ValueError("token ids are whole numbers below 2^31")
+        values = whole
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(dtype)
 
 
 def named_rows(rows: Sequence[int]) -> str:
