@@ -260,9 +260,6 @@ def outside(dump, totals: Totals) -> dict[str, float]:
     lengths = totals.tokens[counted]
     if counted.sum() >= 16:
         numbers["length_rank"] = correlation(ranks(lengths), ranks(square))
-        if dump.prompt_ids is not None:
-            whole = lengths + np.array([len(p) for p in dump.prompt_ids], float)[counted]
-            numbers["whole_length_rank"] = correlation(ranks(whole), ranks(square))
     if dump.reward is not None and counted.sum() >= 16:
         reward = np.asarray(dump.reward, float)[counted]
         good = np.isfinite(reward)
