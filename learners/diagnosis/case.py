@@ -8,11 +8,12 @@ from learners.diagnosis.totals import Totals
 # what the loudest model and temperature measured have (docs/doctor.md).
 LIMITS = {"fp32": (3e-4, 3e-3), "fp16": (0.03, 0.12), "bf16": (0.24, 0.9), "8-bit": (0.5, 1.6)}
 LEVELS = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "8-bit": "8-bit"}
-# Differences of half-precision logits are multiples of 2^-k, typically with k of these ranges: logits of language models
-# with large vocabularies are of 4 to 64, those of models with few tokens of 1 to 16.
-GRIDS = {True: {"bf16": range(0, 5), "fp16": range(5, 10)}, False: {"bf16": range(0, 7), "fp16": range(7, 12)}}
+# Differences of half-precision logits are multiples of 2^-k; nearly all are with k in these ranges, as the logits of
+# language models with large vocabularies are of 4 to 64, those of models with few tokens of 1 to 16.
+GRIDS = {True: {"bf16": range(0, 5), "fp16": range(5, 10)}, False: {"bf16": range(0, 8), "fp16": range(8, 12)}}
+FEWEST_PAIRS = (6, 16)  # that show a dtype; that show a size in units of its grid
 LARGE_VOCABULARY = 1000
-UNITS = (1.3, 5.0)  # of that grid, what rounding moves the log odds by at most: median and nine-tenths quantile
+UNITS = (2.5, 9.0)  # of that grid, what rounding moves the log odds by at most: median and nine-tenths quantile
 DIRECTED = 5.0  # standard errors of a share of signs
 
 
@@ -44,10 +45,10 @@ class Case:
 
     def seen(self, side: str) -> str | None:
         """The dtype that the logits of a side ("mu" or "pi") lie on the grid of; None where that cannot be seen."""
-        grid, pairs = self.get(f"grid_{side}", float("inf")), self.get("pairs")
-        if pairs < 6:
+        if self.get("pairs") < FEWEST_PAIRS[0]:
             return None
         grids = GRIDS[self.get("vocabulary") > LARGE_VOCABULARY]
+        grid = self.get(f"grid_{side}", float("inf"))
         return next((name for name, exponents in grids.items() if grid in exponents), None)
 
     @property
@@ -64,12 +65,16 @@ class Case:
         return next((name for name, (a, b) in LIMITS.items() if middle <= a and most <= b), "")
 
     @property
-    def units(self) -> float | None:
-        """The median gap in log odds, in units of the logits' grid where that is seen on both sides."""
-        grids = [self.get(f"grid_{side}", float("inf")) for side in ("mu", "pi")]
-        if None in (self.seen("mu"), self.seen("pi")):
+    def unit(self) -> float | None:
+        """Of the coarser of the two sides' grids, where both are seen well."""
+        if None in (self.seen("mu"), self.seen("pi")) or min(self.get("pairs"), self.get("open")) < FEWEST_PAIRS[1]:
             return None
-        return self.get("d_50") * 2.0 ** min(grids)
+        return 2.0 ** -min(self.get("grid_mu"), self.get("grid_pi"))
+
+    @property
+    def units(self) -> float | None:
+        """The median gap in log odds, in units of the logits' grid."""
+        return None if self.unit is None else self.get("d_50") / self.unit
 
     @property
     def middle_is_rounding(self) -> bool:
@@ -82,10 +87,9 @@ class Case:
         middle, most = LIMITS[self.expected]
         if self.get("d_50") > middle or self.get("d_90") > most:
             return True
-        if self.units is None:
+        if self.unit is None:
             return False
-        grid = min(self.get("grid_mu"), self.get("grid_pi"))
-        return self.units > UNITS[0] or self.get("d_90") * 2.0**grid > UNITS[1]
+        return self.get("d_50") > UNITS[0] * self.unit or self.get("d_90") > UNITS[1] * self.unit
 
     @property
     def is_directed(self) -> bool:

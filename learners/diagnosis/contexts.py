@@ -11,7 +11,8 @@ from learners.diagnosis.sample import Sample, mixed
 
 PLACES = 32  # of a response, from its first token
 ON_GRID = 3e-5  # nats: what FP32 leaves of a difference's place on a grid
-EXPONENTS = range(0, 13)
+EXPONENTS = range(0, 12)  # finer ones are too near to what FP32 leaves
+MOST = 0.85  # of the differences, that must lie on a grid
 
 
 def contexts_of(dump, sample: Sample) -> np.ndarray | None:
@@ -80,7 +81,6 @@ def _pairs(x: np.ndarray, y: np.ndarray, other_token: np.ndarray) -> dict[str, f
     for name, values in (("mu", dx), ("pi", dy)):
         share = [np.mean(np.abs(values * 2.0**k - np.round(values * 2.0**k)) < ON_GRID * 2.0**k) for k in EXPONENTS]
         share = np.array(share)
-        half, most = (np.flatnonzero(share >= part) for part in (0.5, 0.85))
-        numbers[f"grid_{name}"] = float(half[0]) if len(half) and len(most) and ON_GRID * 2.0 ** most[0] < 0.1 else np.inf
-        numbers[f"grid_{name}_all"] = float(most[0]) if len(most) else np.inf
+        fits = np.flatnonzero(share >= MOST)
+        numbers[f"grid_{name}"] = float(fits[0]) if len(fits) else np.inf
     return numbers

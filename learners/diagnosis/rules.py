@@ -240,7 +240,8 @@ def _ratio(case: Case) -> tuple[float, float]:
     sharper = up > 0.9 and squared > 0.97
     flatter = up < 0.1 and squared < 0.03
     opposite = down < 0 or (down < 0.25 if sharper else down > 0.75)
-    enough = case.get("likely") >= 16 and -0.75 < slope < 3 and abs(slope) > 4 * case.get("odds_slope_error")
+    enough = case.get("likely") >= (16 if case.is_beyond_rounding else 60)
+    enough = enough and -0.75 < slope < 3 and abs(slope) > 4 * case.get("odds_slope_error")
     if (sharper or flatter) and opposite and enough and explained > 0.75 and (slope > 0) == sharper:
         return 1 + slope, min(0.95, 0.5 + 0.5 * explained * (0.8 if down < 0 else 1.0))
     return 1.0, 0.0
