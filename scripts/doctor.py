@@ -141,7 +141,9 @@ def with_model(arguments: Arguments, dump) -> list[dict]:
     """
     from scripts.parts.second_opinion import opinions
 
-    require(dump.prompt_ids is not None, "--model scores responses after their prompts, and the dump has no prompt_ids.")
+    require(
+        dump.prompt_ids is not None, "--model scores responses after their prompts, and the dump has no prompt_ids."
+    )
     return opinions(arguments.model, arguments.dtype, dump, SCORED)
 
 
@@ -161,19 +163,25 @@ def page(diagnosis, dump, table: list[dict], compared: list[dict], text) -> str:
     parts += [
         "",
         say(
-            f"{get('responses'):,.0f} responses, {get('tokens'):,.0f} tokens. Gap of log pi - log mu: k1 {get('k1'):.3g}, "
-            f"k3 {get('k3'):.3g}, root mean square {get('g_rms'):.3g}; in log odds, median {get('d_50'):.3g}, 90% below "
+            f"{get('responses'):,.0f} responses, {get('tokens'):,.0f} tokens. Gap of log pi - log mu: k1 "
+            f"{get('k1'):.3g}, "
+            f"k3 {get('k3'):.3g}, root mean square {get('g_rms'):.3g}; in log odds, median {get('d_50'):.3g}, "
+            "90% below "
             f"{get('d_90'):.3g}" + (f"; like {diagnosis.level} rounding in size." if diagnosis.level else ".")
         ),
     ]
     parts += [say(line) for line in horizon_lines(diagnosis.horizon)] + [""]
     parts += compared_lines(compared) + worst_lines(diagnosis.worst, text)
     if table:
-        parts += ["What corrections would do, A = 1 and A = -1 alike (responses dropped, tokens dropped, limited, left):"]
+        parts += [
+            "What corrections would do, A = 1 and A = -1 alike (responses dropped, tokens dropped, limited, left):"
+        ]
         for row in table:
             shares = (1 - row["responses_kept"], 1 - row["kept"], row["limited"], row["left"])
             if any(share > 0.0005 for share in shares[:3]) or row["left"] < 0.98:
-                parts.append("  " + " ".join(f"{share:7.1%}" for share in shares) + "  " + row["correction"][: WIDTH - 36])
+                parts.append(
+                    "  " + " ".join(f"{share:7.1%}" for share in shares) + "  " + row["correction"][: WIDTH - 36]
+                )
         parts.append("  every other one drops nothing and leaves 98% at least")
     return "\n".join(parts)
 
@@ -185,8 +193,10 @@ def horizon_lines(horizon: dict) -> list[str]:
     sequence = [tokens(horizon[f"sequence_half{end}"]) for end in ("", "_low", "_high")]
     geometric = [tokens(horizon[f"geometric_half{end}"]) for end in ("", "_low", "_high")]
     return [
-        f"Half of the effective sample is gone above {sequence[0]} tokens [{sequence[1]}, {sequence[2]}] with weights of whole "
-        f"responses, below {geometric[0]} tokens [{geometric[1]}, {geometric[2]}] with geometric ones; of these responses "
+        f"Half of the effective sample is gone above {sequence[0]} tokens [{sequence[1]}, {sequence[2]}] with "
+        "weights of whole "
+        f"responses, below {geometric[0]} tokens [{geometric[1]}, {geometric[2]}] with geometric ones; of "
+        "these responses "
         f"(mean {horizon['mean_length']:,.0f} tokens) they leave {horizon['sequence_left']:.1%} and "
         f"{horizon['geometric_left']:.1%}."
     ]
@@ -200,7 +210,8 @@ def worst_lines(worst: dict, text) -> list[str]:
     for token in worst.get("tokens", [])[:5]:
         shown = f" {text(token['id'])!r}" if text else ""
         mu, pi = (f"{token[key]:.3g}" if token[key] is not None else "none" for key in ("log_mu", "log_pi"))
-        lines.append(f"  response {token['response']}, place {token['place']}: token {token['id']}{shown}, log mu {mu}, "
+        lines.append(f"  response {token['response']}, place {token['place']}: token {token['id']}{shown}, log mu "
+                     f"{mu}, "
                      f"log pi {pi}, {token['share']:.1%}")  # fmt: skip
     return [*lines, ""] if lines else []
 
@@ -255,7 +266,9 @@ def main(arguments: Arguments) -> int:
     from learners.diagnosis.diagnose import diagnose
 
     folder = arguments.output_dir
-    require(folder is None or not folder.exists() or folder.is_dir(), f"--output-dir {folder} is a file; name a folder.")
+    require(
+        folder is None or not folder.exists() or folder.is_dir(), f"--output-dir {folder} is a file; name a folder."
+    )
     text = text_of(arguments)
     dump = read(arguments)
     diagnosis = diagnose(dump)

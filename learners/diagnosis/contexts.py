@@ -16,7 +16,7 @@ MOST = 0.85  # of the differences, that must lie on a grid
 
 
 def contexts_of(dump, sample: Sample) -> np.ndarray | None:
-    """(T,) uint64: the same for tokens that follow the same prompt and prefix in the same step; None without prompts."""
+    """(T,) uint64: the same for tokens after the same prompt and prefix in the same step; None without prompts."""
     rows = sample.responses
     if dump.prompt_ids is not None:
         prompts = np.array([hash(tuple(dump.prompt_ids[i])) & (2**63 - 1) for i in rows], np.uint64)

@@ -4,13 +4,15 @@ import math
 
 import numpy as np
 
-from learners.diagnosis import rules
+from learners.diagnosis import of_contexts, of_distributions, of_numbers, of_weights
 from learners.diagnosis.case import LEVELS, Case
 from learners.diagnosis.evidence import gather
 from learners.diagnosis.findings import Diagnosis
 from learners.diagnosis.horizon import horizon
+from learners.diagnosis.rules import EXPLAIN_THE_GAP, RULES
 from learners.diagnosis.totals import Totals, add_up
 
+ORDER = (of_numbers, of_distributions, of_contexts, of_weights)  # importing them registered their rules
 LISTED = 8  # responses and tokens
 
 
@@ -25,15 +27,15 @@ def diagnose(dump) -> Diagnosis:
     numbers = gather(dump, totals)
     case = Case(numbers, dump.claims, totals, list(dump.problems), np.diff(dump.starts))
     findings, explained = [], False
-    for rule in rules.RULES:
-        explains = rule in rules.EXPLAIN_THE_GAP
+    for rule in sorted(RULES, key=lambda made: [m.__name__ for m in ORDER].index(made.__module__)):
+        explains = rule in EXPLAIN_THE_GAP
         finding = None if explained and explains else rule(case)
         if finding is not None:
             findings.append(finding)
             case.found.add(finding.name)
             explained |= explains
     level = LEVELS.get(case.level, "")
-    return Diagnosis(findings, level, numbers, rules.notes(case), horizon(totals), worst(dump, totals))
+    return Diagnosis(findings, level, numbers, of_weights.notes(case), horizon(totals), worst(dump, totals))
 
 
 def worst(dump, totals: Totals) -> dict:

@@ -10,7 +10,7 @@ class Finding:
     """One cause."""
 
     name: str
-    """of `rules.RULES`; stable, for programs"""
+    """stable, for programs"""
     title: str
     """a few words, for people"""
     confidence: float

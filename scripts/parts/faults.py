@@ -1,7 +1,7 @@
 """Dumps with one fault each, made by the real engines: vLLM samples, the trainer's model scores, one of them wrongly.
 
-`Laboratory` holds both engines with one model in one dtype. `FAULTS` says what is done to which of them, and what
-scripts/doctor.py should then find; scripts/experiments/doctor_confusion.py makes the table of docs/doctor.md from them.
+`Laboratory` holds both engines with one model in one dtype. `faults` says what is done to which of them, and what
+scripts/doctor.py should then find; scripts/doctor_table.py makes the table of docs/doctor.md from them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +69,75 @@ class Scoring:
     batch: int = BATCH
 
 
+USUAL = Scoring()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing done wrongly, and what should be found."""
+
+    causes: tuple[str, ...]
+    """names of findings of which the first should be one"""
+    sampling: str = "usual"
+    """of `SAMPLINGS`"""
+    scoring: Scoring = USUAL
+    again: Scoring | None = None
+    """a second pass"""
+    claims: dict = field(default_factory=dict)
+
+
+SAMPLINGS = {
+    "usual": Sampling(), "biased": Sampling(biased=True), "temperature 0.9": Sampling(temperature=0.9),
+    "temperature 1.1": Sampling(temperature=1.1), "temperature 0.6": Sampling(temperature=0.6),
+    "top-p 0.95": Sampling(top_p=0.95), "top-p 0.8": Sampling(top_p=0.8), "top-k 20": Sampling(top_k=20),
+    "top-k 3": Sampling(top_k=3), "min-p 0.05": Sampling(min_p=0.05), "raw 0.8": Sampling(temperature=0.8, raw=True),
+    "raw top-p 0.9": Sampling(top_p=0.9, raw=True), "int8": Sampling(weights="int8"), "int4": Sampling(weights="int4"),
+}  # fmt: skip
+
+
+def faults(other_prompt: Callable, last_token: int, top_k: str) -> dict[str, Fault]:
+    """All that are made, by name.
+
+    Args:
+        other_prompt: ids of a prompt -> ids of another one that asks the same.
+        last_token: an end-of-sequence token that the model does not use.
+        top_k: of `SAMPLINGS`; 20 tokens are no filter for a vocabulary of 99.
+    """
+    scaled = lambda t: Scoring(temperature=t)
+    return {
+        "healthy": Fault(("healthy",), again=Scoring(batch=1)),
+        "healthy, both at temperature 0.6": Fault(("healthy",), "temperature 0.6", scaled(0.6)),
+        "sampler at temperature 0.9": Fault(("temperature",), "temperature 0.9"),
+        "sampler at temperature 1.1": Fault(("temperature",), "temperature 1.1"),
+        "sampler at temperature 0.6": Fault(("temperature",), "temperature 0.6"),
+        "trainer at temperature 0.9": Fault(("temperature",), scoring=scaled(0.9)),
+        "trainer at temperature 1.1": Fault(("temperature",), scoring=scaled(1.1)),
+        "top-p 0.95": Fault(("filtered",), "top-p 0.95"),
+        "top-p 0.8": Fault(("filtered",), "top-p 0.8"),
+        "top-k": Fault(("filtered",), top_k),
+        "min-p 0.05": Fault(("filtered",), "min-p 0.05"),
+        "raw log-probabilities at temperature 0.8": Fault(
+            ("raw-log-probs",), "raw 0.8", scaled(0.8), claims={"temperature": 0.8}),
+        "raw log-probabilities at top-p 0.9": Fault(("raw-log-probs",), "raw top-p 0.9", claims={"top_p": 0.9}),
+        "one step stale": Fault(("stale",), scoring=Scoring(weights="step 1")),
+        "four steps stale": Fault(("stale",), scoring=Scoring(weights="step 4")),
+        "rank-4 adapter left out": Fault(("adapters",), scoring=Scoring(weights="adapter"), claims={"lora": True}),
+        "int8 weights in the sampler": Fault(("quantised",), "int8"),
+        "int4 weights in the sampler": Fault(("quantised",), "int4"),
+        "dropout 0.1": Fault(("not-deterministic",), scoring=Scoring(dropout=DROPOUT)),
+        "dropout 0.1, two passes": Fault(
+            ("not-deterministic",), scoring=Scoring(dropout=DROPOUT), again=Scoring(dropout=DROPOUT)),
+        "shifted by one token": Fault(("shifted",), scoring=Scoring(shift=1)),
+        "another end-of-sequence token": Fault(("special-token",), scoring=Scoring(last_token=last_token)),
+        "last token masked": Fault(("special-token",), scoring=Scoring(last_left_out=True)),
+        "another prompt": Fault(("prompts-differ",), scoring=Scoring(prompt=other_prompt)),
+        "positions begin again": Fault(("positions",), scoring=Scoring(places="restart")),
+        "positions stretched": Fault(("positions",), scoring=Scoring(places="stretched")),
+        "padding seen": Fault(("positions",), scoring=Scoring(places="padded")),
+        "biased normaliser": Fault(("biased-normaliser",), "biased"),
+    }  # fmt: skip
+
+
 class Laboratory:
     """A sampling engine and the trainer's model, of one model in one dtype, in this process.
 
@@ -88,12 +157,12 @@ class Laboratory:
         self.engine = SamplingEngine(path, dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
         exact = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
         base = {name: tensor.detach().clone() for name, tensor in exact.named_parameters()}
-        self.weights = {"base": base, "int8": quantised(base, 127)} | (weights or {})
+        self.weights = {"base": base, "int8": quantised(base, 127), "int4": quantised(base, 7)} | (weights or {})
         self.model = exact.to(dtype).eval().requires_grad_(False)
         self.model.config.use_cache = False
         self._sampling_weights = self._scoring_weights = "base"
 
-    def sample(self, prompts: Sequence[list[int]], n: int, max_tokens: int, how: Sampling = Sampling(),
+    def sample(self, prompts: Sequence[list[int]], n: int, max_tokens: int, how: Sampling = SAMPLINGS["usual"],
                seed: int = 0, stop: Sequence[str] = ()) -> Sampled:  # fmt: skip
         """``n`` responses to each prompt."""
         if how.weights != self._sampling_weights:
@@ -145,7 +214,7 @@ class Laboratory:
             draws.forward = draws.forward_cpu
 
     @torch.no_grad()
-    def score(self, sampled: Sampled, how: Scoring = Scoring()) -> list[np.ndarray]:
+    def score(self, sampled: Sampled, how: Scoring = USUAL) -> list[np.ndarray]:
         """log pi of every response's tokens, FP32."""
         if how.weights != self._scoring_weights:
             self.model.load_state_dict(self.weights[how.weights], strict=False)

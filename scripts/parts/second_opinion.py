@@ -77,7 +77,9 @@ def score(model: str, dtype: str, part: Dump) -> tuple[np.ndarray, np.ndarray]:
         raise UsageError(f"--model {model} cannot be loaded ({str(error)[:120]}).") from error
     size = loaded.config.vocab_size
     largest = max(int(part.response_ids.max()), max(max(p, default=0) for p in part.prompt_ids))
-    require(largest < size, f"--model {model} has {size} tokens, and the dump's ids go up to {largest}: another model's.")
+    require(
+        largest < size, f"--model {model} has {size} tokens, and the dump's ids go up to {largest}: another model's."
+    )
     temperature = float(part.claims.get("temperature") or 1.0)
     scorer = TokenLogProbs(loaded, temperature)
     scorer.check()
