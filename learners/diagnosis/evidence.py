@@ -52,11 +52,11 @@ def who_sampled(sample: Sample) -> dict[str, float]:
     neither is no pair of normalised distributions, or was drawn from a third.
     """
     t = np.tanh(sample.g / 2)
-    own = np.bincount(sample.row, weights=t), np.bincount(sample.row, weights=t**2)
     second = float(np.mean(t**2))
     if second == 0:
         return {}
-    spread = np.sqrt(np.sum((own[0] + own[1]) ** 2))
+    both = t + t**2
+    spread = np.sqrt(np.sum(np.bincount(sample.row, weights=both - both.mean()) ** 2))
     fresh = t[sample.new]
     return {
         "sampled_from": float(np.mean(t)) / second,

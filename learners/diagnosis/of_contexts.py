@@ -14,7 +14,7 @@ def places(case: Case) -> Finding | None:
     middle, _ = LIMITS[case.expected]
     moved = get("repeats_moved_pi") >= 3 and get("repeat_pi") > 4 * get("repeat_mu")
     uneven = get("row_10") < middle / 2 and get("row_90") > 15 * get("row_10", 1.0)
-    if moved and get("repeat_pi") > 0.05 * get("repeat_gap") and get("g_rms") > 0.1 and (
+    if moved and get("row_90") > middle and get("repeat_pi") > 0.05 * get("repeat_gap") and get("g_rms") > 0.1 and (
         uneven or (get("row_spread") > 0.9 and get("row_largest") > 30) or get("row_largest") > 200
     ):  # fmt: skip
         return Finding(

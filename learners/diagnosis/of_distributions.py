@@ -49,7 +49,8 @@ def _is_constant(case: Case) -> bool:
     """Whether the gap is one number, at certain tokens too."""
     get = case.get
     offset, shift = get("offset_certain", 0.0), get("shift")
-    return abs(offset) > 0.5 * abs(2 * shift) and abs(shift) > 0
+    same = case.get("g_95") - case.get("g_05") < abs(shift)
+    return same or (abs(offset) > 0.5 * abs(2 * shift) and abs(shift) > 0)
 
 
 def _ratio(case: Case) -> tuple[float, float]:
@@ -76,7 +77,8 @@ def _ratio(case: Case) -> tuple[float, float]:
     slope, explained = get("odds_slope"), get("odds_explained")
     sharper = up > 0.9 and squared > 0.97
     flatter = up < 0.1 and squared < 0.03
-    opposite = down < 0 or (down < 0.25 if sharper else down > 0.75)
+    much = 0.4 if explained > 0.9 else 0.25  # tokens of these probabilities may be likely ones where all are unlikely
+    opposite = down < 0 or (down < much if sharper else down > 1 - much)
     enough = get("likely") >= (16 if case.is_beyond_rounding or explained > 0.95 else 60)
     enough = enough and -0.75 < slope < 3 and abs(slope) > 4 * get("odds_slope_error")
     if (sharper or flatter) and opposite and enough and explained > 0.75 and (slope > 0) == sharper:

@@ -76,7 +76,7 @@ def other_weights(case: Case) -> Finding | None:
     if not (case.is_beyond_rounding or case.is_directed or lag):
         return None
     rewarded = get("reward_z") > 3
-    uneven = get("d_90") > 7 * get("d_50")  # rounding of weights moves all contexts alike, training does not
+    uneven = get("d_90") > 4.2 * get("d_50")  # rounding of weights moves all contexts alike, training does not
     directed = case.is_directed or lag is not None or (uneven and case.is_beyond_rounding)
     size = f"the median gap is {get('d_50'):.2g} in log odds (a tenth above {get('d_90'):.2g})"
     if case.units is not None:
