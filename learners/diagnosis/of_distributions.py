@@ -66,7 +66,7 @@ def _ratio(case: Case) -> tuple[float, float]:
             or (residual < 0.2 * moved and pairs >= 4)
             or residual < 0.03 * moved
         )
-        if abs(slope - 1) > max(0.01, 8 * error) and 0.1 < slope < 10 and clear:
+        if abs(slope - 1) > max(0.01 if pairs >= 32 else 0.03, 8 * error) and 0.1 < slope < 10 and clear:
             return slope, min(0.98, 0.8 + 0.03 * pairs)
         if pairs >= 4 and abs(slope - 1) + 3 * error < 0.03:
             return 1.0, 0.0  # of any two tokens the odds are the same: not a temperature, whatever the signs say
@@ -80,6 +80,7 @@ def _ratio(case: Case) -> tuple[float, float]:
     much = 0.4 if explained > 0.9 else 0.25  # tokens of these probabilities may be likely ones where all are unlikely
     opposite = down < 0 or (down < much if sharper else down > 1 - much)
     enough = get("likely") >= (16 if case.is_beyond_rounding or explained > 0.95 else 60)
+    enough = enough and (case.is_beyond_rounding or abs(slope) > 0.05)
     enough = enough and -0.75 < slope < 3 and abs(slope) > 4 * get("odds_slope_error")
     if (sharper or flatter) and opposite and enough and explained > 0.75 and (slope > 0) == sharper:
         return 1 + slope, min(0.95, 0.5 + 0.5 * explained * (0.8 if down < 0 else 1.0))
