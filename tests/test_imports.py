@@ -22,6 +22,7 @@ ROOMS = [
     "learners.options",
     "learners.model",
     "learners.memory",
+    "learners.diagnosis",
     "learners.record",
     "learners.rollouts",
     "learners.update",

@@ -1,0 +1,306 @@
+"""A dump: sampled responses with both engines' log-probabilities, of any framework, as flat arrays.
+
+`read` takes files or folders of the formats in scripts/parts/dump_formats.py, puts them together and drops, with a word
+on it, what cannot be used. Nothing in a dump is ever executed. docs/dumps.md describes the formats.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from tasks.errors import UsageError, first_line, require
+
+CLAIMS = (
+    "sample_dtype", "train_dtype", "temperature", "top_p", "top_k", "min_p", "lora", "rollout_quantization",
+)  # fmt: skip
+DTYPES = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
+TOKENS = ("response_ids", "log_mu", "log_pi", "log_pi_again", "mask")  # columns with a value a token of the response
+OF_A_ROW = ("reward", "group", "step", "finished")
+TYPES = {"response_ids": np.int32, "prompt_ids": np.int32, "mask": np.bool_}  # FP32 where nothing is said
+ASK = "docs/dumps.md has what each framework writes, and a ten-line writer for any trainer"
+
+
+@dataclass
+class Dump:
+    """N responses of T tokens in all; what was not written is None."""
+
+    starts: np.ndarray
+    """(N + 1,) int64: response i's tokens are [starts[i], starts[i + 1])"""
+    response_ids: np.ndarray
+    """(T,) int32"""
+    log_mu: np.ndarray
+    """(T,) float32, the sampler's; NaN and inf are kept as found"""
+    log_pi: np.ndarray
+    """(T,) float32, the trainer's"""
+    log_pi_again: np.ndarray | None = None
+    """(T,) float32, the trainer's second pass over the same tokens"""
+    prompt_ids: Sequence[list[int]] | None = None
+    reward: np.ndarray | None = None
+    """(N,) float64; NaN where a row has none"""
+    group: np.ndarray | None = None
+    """(N,) int64, the same for responses to the same prompt"""
+    step: np.ndarray | None = None
+    """(N,) int64, of training; -1 where a row has none"""
+    finished: np.ndarray | None = None
+    """(N,) bool, False where a response was cut"""
+    claims: dict = field(default_factory=dict)
+    """what the user believes, by the names of `CLAIMS`; what is absent is unknown"""
+    problems: list[str] = field(default_factory=list)
+    """what had to be mended or dropped, with the numbers of the rows"""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
+@dataclass
+class Ragged(Sequence):
+    """Lists of different lengths, laid end to end; read as a sequence of lists."""
+
+    lengths: np.ndarray
+    """(N,) int64"""
+    values: np.ndarray
+    """(sum of the lengths,)"""
+
+    @classmethod
+    def of(cls, lists: list[np.ndarray]) -> "Ragged":
+        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+        return cls(lengths, np.concatenate(lists) if lists else np.empty(0, np.float32))
+
+    def starts(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    def select(self, rows: np.ndarray) -> "Ragged":
+        """Those lists that ``rows``, (N,) bool, says."""
+        return Ragged(self.lengths[rows], self.values[np.repeat(rows, self.lengths)])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> list[int]:
+        if not hasattr(self, "_starts"):
+            self._starts = self.starts()
+        index = range(len(self))[index]
+        return self.values[self._starts[index] : self._starts[index + 1]].tolist()
+
+
+@dataclass
+class Part:
+    """What a reader makes of one file: columns by the names of `Dump`, and ``mask``, False for tokens that no policy
+    sampled (a tool's answer, padding), which are left out. Columns of tokens are `Ragged`, the others arrays."""
+
+    file: Path
+    columns: dict[str, Ragged | np.ndarray]
+    rows: np.ndarray
+    """(N,) int64, the number of each row in the file, from 1"""
+    problems: list[str] = field(default_factory=list)
+    claims: dict = field(default_factory=dict)
+
+    def add(self, name: str, values: list) -> None:
+        """Add a column of `OF_A_ROW`; where some are missing, NaN, -1, or it is left out."""
+        if all(value is None for value in values):
+            return
+        if name == "reward":
+            self.columns[name] = np.array([np.nan if value is None else value for value in values], np.float64)
+        elif name == "step":
+            self.columns[name] = np.array([-1 if value is None else value for value in values], np.int64)
+        elif any(value is None for value in values):
+            self.problems.append(f"{self.file.name}: {name} is left out, as some rows have none")
+        elif name == "finished":
+            self.columns[name] = np.array(values, bool)
+        else:  # labels of any kind
+            self.columns[name] = np.array(list(map(str, values)), object)
+
+    def drop(self, rows: np.ndarray, why: str) -> None:
+        """Leave out those that ``rows``, (N,) bool, says, and note it."""
+        if not rows.any():
+            return
+        self.problems.append(f"{self.file.name}: {named_rows(self.rows[rows])} dropped, as {why}")
+        self.columns = {
+            name: column.select(~rows) if isinstance(column, Ragged) else column[~rows]
+            for name, column in self.columns.items()
+        }
+        self.rows = self.rows[~rows]
+
+    def clean(self) -> None:
+        """Leave columns of tokens that have the same lengths, without what is masked, and no empty response."""
+        there = [name for name in TOKENS if name in self.columns]
+        lengths = np.stack([self.columns[name].lengths for name in there])
+        self.drop((lengths != lengths[0]).any(0), f"{', '.join(there[:-1])} and {there[-1]} have unequal lengths")
+        if (mask := self.columns.pop("mask", None)) is not None:
+            if "prompt_ids" not in self.columns:
+                self.columns["prompt_ids"] = self._before_the_first(mask)
+            starts = mask.starts()
+            sampled = np.concatenate([[0], np.cumsum(mask.values)])
+            lengths = sampled[starts[1:]] - sampled[starts[:-1]]
+            for name in there:
+                if name != "mask":
+                    self.columns[name] = Ragged(lengths, self.columns[name].values[mask.values])
+        self.drop(self.columns["response_ids"].lengths == 0, "no token of theirs was sampled")
+
+    def _before_the_first(self, mask: Ragged) -> Ragged:
+        """The tokens in front of the first sampled one: the prompt, where ids are of both."""
+        places = np.arange(len(mask.values))
+        starts = mask.starts()
+        first = np.append(np.flatnonzero(mask.values), len(mask.values))
+        first = np.minimum(first[np.searchsorted(first, starts[:-1])], starts[1:])
+        before = places < np.repeat(first, mask.lengths)
+        return Ragged(first - starts[:-1], self.columns["response_ids"].values[before])
+
+
+def as_type(values: np.ndarray, dtype: type) -> np.ndarray:
+    """Numbers in another type.
+
+    Raises:
+        ValueError: they are none, or ids that are too large or missing.
+    """
+    values = np.asarray(values)
+    if values.dtype == dtype:
+        return values
+    if values.dtype == object:  # Python numbers, and None for a NaN that JSON does not know
+        values = np.array(values, dtype=np.float64)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"numbers are wanted, and here are {values.dtype}")
+    if dtype == np.int32:
+        with np.errstate(invalid="ignore"):
+            whole = values.astype(np.int64)
+        if (whole != values).any() or np.abs(whole).max(initial=0) >= 2**31:
+            raise ValueError("token ids are whole numbers below 2^31")
+        values = whole
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(dtype)
+
+
+def named_rows(rows: Sequence[int]) -> str:
+    """Such as "rows 3, 9 and 12 more"; they have been or are to be dropped."""
+    named = ", ".join(map(str, rows[:5]))
+    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+    return f"row {named} is" if len(rows) == 1 else f"rows {named}{more} are"
+
+
+def read(paths: list[Path], claims: dict, form: str | None = None) -> Dump:
+    """Read files and folders into one dump.
+
+    Args:
+        paths: files, or folders of files.
+        claims: what the user says; it wins over what lies beside the files (``<file>.claims.json``, or claims.json in
+            the folder).
+        form: the format's name (`dump_formats.FORMATS`); None: by content.
+
+    Raises:
+        UsageError: a path is missing, empty, damaged, or in no format that is known; or a claim is.
+    """
+    from scripts.parts.dump_formats import files_of, parts_of
+
+    files = files_of(paths)
+    parts = [part for file in files for part in parts_of(file, form)]
+    for part in parts:
+        part.clean()
+    problems = [problem for part in parts for problem in part.problems]
+    parts = [part for part in parts if len(part.rows)]
+    why = f" ({problems[0]}{' ...' if len(problems) > 1 else ''})" if problems else ""
+    require(bool(parts), f"{', '.join(map(str, paths))}: no response is left to look at{why}.")
+    dump = _together(parts, problems)
+    beside = [_beside(file, problems) for file in files]
+    said = [(part.file.name, part.claims) for part in parts] + beside
+    dump.claims = _agreed(said, problems) | checked_claims(claims, "what was given")
+    if np.array_equal(dump.log_mu, dump.log_pi):
+        problems.append(
+            "log_mu and log_pi are the same numbers in every place: one was written for the other (verl's bypass mode "
+            "does so), and there is nothing to compare"
+        )
+    return dump
+
+
+def _together(parts: list[Part], problems: list[str]) -> Dump:
+    """One dump of several parts; a column that only some have is left out. The parts are used up."""
+    names = list(dict.fromkeys(name for part in parts for name in part.columns))
+    made = {}
+    for name in names:
+        columns = [part.columns.pop(name, None) for part in parts]
+        if any(column is None for column in columns):
+            lacking = next(part.file.name for part, column in zip(parts, columns, strict=True) if column is None)
+            problems.append(f"{name} is left out, as {lacking} has none")
+        elif isinstance(columns[0], Ragged):
+            lengths = np.concatenate([column.lengths for column in columns])
+            values = [column.values for column in columns]
+            del columns
+            made[name] = Ragged(lengths, values[0] if len(values) == 1 else np.concatenate(values))
+        else:
+            made[name] = np.concatenate(columns)
+    if "group" in made:
+        made["group"] = _numbered(made["group"])
+    starts = made["response_ids"].starts()
+    flat = {name: made[name].values for name in TOKENS if name in made}
+    others = {name: column for name, column in made.items() if name not in flat}
+    return Dump(starts, **flat, **others, problems=problems)
+
+
+def _numbered(labels: np.ndarray) -> np.ndarray:
+    numbers: dict = {}
+    return np.fromiter((numbers.setdefault(label, len(numbers)) for label in labels.tolist()), np.int64, len(labels))
+
+
+def checked_claims(claims: dict, where: str) -> dict:
+    """Claims with dtypes by their short names.
+
+    Raises:
+        UsageError: a name is not one of `CLAIMS`, or a number is none.
+    """
+    made = {}
+    for name, value in claims.items():
+        require(name in CLAIMS, f"{where}: {name!r} is no claim that is known; they are {', '.join(CLAIMS)}.")
+        if value is None:
+            continue
+        if name.endswith("dtype"):
+            require(isinstance(value, str), f"{where}: {name} is {value!r}; name a dtype, such as bf16.")
+            value = value.removeprefix("torch.").lower()
+            value = DTYPES.get(value, value)
+        elif name == "lora":
+            require(isinstance(value, bool), f"{where}: lora is {value!r}; it is true or false.")
+        elif name == "rollout_quantization":
+            require(isinstance(value, str), f"{where}: rollout_quantization is {value!r}; name one, such as fp8.")
+        else:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            require(is_number and np.isfinite(value), f"{where}: {name} is {value!r}; it is a number.")
+        made[name] = value
+    return made
+
+
+def _beside(file: Path, problems: list[str]) -> tuple[str, dict]:
+    """The claims that lie beside a file."""
+    for sidecar in (file.with_name(file.name + ".claims.json"), file.with_name("claims.json")):
+        if sidecar.is_file():
+            try:
+                found = json.loads(sidecar.read_text())
+            except (OSError, ValueError, RecursionError) as error:
+                raise UsageError(f"{sidecar} is no JSON ({first_line(error)}); mend it or remove it.") from error
+            require(isinstance(found, dict), f"{sidecar} is no JSON object; mend it or remove it.")
+            unknown = sorted(found.keys() - set(CLAIMS))
+            note = f"{sidecar.name}: {', '.join(unknown)} is no claim that is known, and passed over"
+            if unknown and note not in problems:
+                problems.append(note)
+            known = {name: value for name, value in found.items() if name in CLAIMS}
+            return sidecar.name, checked_claims(known, str(sidecar))
+    return "", {}
+
+
+def _agreed(said: list[tuple[str, dict]], problems: list[str]) -> dict:
+    """What all files that say something agree on."""
+    found: dict[str, dict] = {}
+    for where, own in said:
+        for name, value in own.items():
+            found.setdefault(name, {}).setdefault(value, where)
+    for name, values in found.items():
+        if len(values) > 1:
+            by = ", ".join(f"{value} by {where}" for value, where in values.items())
+            problems.append(f"{name} is {by}, and left open")
+    return {name: next(iter(values)) for name, values in found.items() if len(values) == 1}
+
+
+def slices(starts: np.ndarray) -> list[slice]:
+    """Of every response, into the flat arrays."""
+    return [slice(first, last) for first, last in pairwise(starts.tolist())]
