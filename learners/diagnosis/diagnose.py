@@ -1,0 +1,65 @@
+"""From a dump to its diagnosis."""
+
+import math
+
+import numpy as np
+
+from learners.diagnosis import rules
+from learners.diagnosis.case import LEVELS, Case
+from learners.diagnosis.evidence import gather
+from learners.diagnosis.findings import Diagnosis
+from learners.diagnosis.horizon import horizon
+from learners.diagnosis.totals import Totals, add_up
+
+LISTED = 8  # responses and tokens
+
+
+def diagnose(dump) -> Diagnosis:
+    """What is wrong with a dump's log-probabilities, if anything.
+
+    Args:
+        dump: with the fields of `scripts.parts.dump.Dump`: flat arrays ``log_mu``, ``log_pi``, ``response_ids`` over
+            tokens, ``starts`` of the responses, and what else is known of them.
+    """
+    totals = add_up(dump.starts, dump.log_mu, dump.log_pi)
+    numbers = gather(dump, totals)
+    case = Case(numbers, dump.claims, totals, list(dump.problems), np.diff(dump.starts))
+    findings, explained = [], False
+    for rule in rules.RULES:
+        explains = rule in rules.EXPLAIN_THE_GAP
+        finding = None if explained and explains else rule(case)
+        if finding is not None:
+            findings.append(finding)
+            case.found.add(finding.name)
+            explained |= explains
+    level = LEVELS.get(case.level, "")
+    return Diagnosis(findings, level, numbers, rules.notes(case), horizon(totals), worst(dump, totals))
+
+
+def worst(dump, totals: Totals) -> dict:
+    """The responses and tokens that make up most of the squared gap."""
+    squares, total = totals.gap_squared, max(float(totals.gap_squared.sum()), 1e-300)
+    most = np.argsort(squares)[::-1][:LISTED]
+    responses = [
+        {
+            "response": int(i), "tokens": int(totals.tokens[i]), "share": float(squares[i] / total),
+            "log_ratio": float(totals.gap[i]),
+        }
+        for i in most if squares[i] > 0
+    ]  # fmt: skip
+    tokens = []
+    for size, index in totals.worst_tokens[:LISTED]:
+        row = int(np.searchsorted(dump.starts, index, side="right")) - 1
+        if size > 0:
+            tokens.append(
+                {
+                    "response": row, "place": int(index - dump.starts[row]), "id": int(dump.response_ids[index]),
+                    "log_mu": _plain(dump.log_mu[index]), "log_pi": _plain(dump.log_pi[index]),
+                    "share": size**2 / total,
+                }
+            )  # fmt: skip
+    return {"responses": responses, "tokens": tokens}
+
+
+def _plain(value) -> float | None:
+    return float(value) if math.isfinite(value) else None

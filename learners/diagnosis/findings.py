@@ -1,0 +1,68 @@
+"""What a diagnosis is made of."""
+
+from dataclasses import dataclass, field
+
+HEALTHY = "healthy"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One cause."""
+
+    name: str
+    """of `rules.RULES`; stable, for programs"""
+    title: str
+    """a few words, for people"""
+    confidence: float
+    """from 0 to 1"""
+    evidence: str
+    """one sentence with the numbers"""
+    advice: str
+    """one sentence: what to do"""
+
+
+@dataclass
+class Diagnosis:
+    """What is wrong, most likely cause first; nothing, if ``findings`` is empty."""
+
+    findings: list[Finding]
+    level: str
+    """what rounding the gap looks like: "FP32", "FP16", "BF16", "8-bit", or "" above all of them"""
+    numbers: dict[str, float]
+    """the statistics, by name"""
+    notes: list[str] = field(default_factory=list)
+    """what is worth knowing and no fault"""
+    horizon: dict = field(default_factory=dict)
+    worst: dict = field(default_factory=dict)
+    """the responses and tokens that make up most of the gap"""
+
+    @property
+    def is_healthy(self) -> bool:
+        return not self.findings
+
+    @property
+    def name(self) -> str:
+        """Of the first finding, or "healthy"."""
+        return self.findings[0].name if self.findings else HEALTHY
+
+    @property
+    def sentence(self) -> str:
+        """The diagnosis in one sentence."""
+        if self.findings:
+            first = self.findings[0]
+            sure = "" if first.confidence >= 0.9 else "probably " if first.confidence >= 0.6 else "perhaps "
+            return f"{sure}{first.title}: {first.evidence}".strip()
+        return f"healthy, at the level of {self.level} rounding"
+
+    def to_dict(self) -> dict:
+        """For JSON."""
+        return {
+            "diagnosis": self.name,
+            "sentence": self.sentence,
+            "level": self.level,
+            "findings": [vars(finding) for finding in self.findings],
+            "notes": self.notes,
+            "horizon": self.horizon,
+            "worst": self.worst,
+            "numbers": self.numbers,
+        }

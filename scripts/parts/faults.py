@@ -1,0 +1,223 @@
+"""Dumps with one fault each, made by the real engines: vLLM samples, the trainer's model scores, one of them wrongly.
+
+`Laboratory` holds both engines with one model in one dtype. `FAULTS` says what is done to which of them, and what
+scripts/doctor.py should then find; scripts/experiments/doctor_confusion.py makes the table of docs/doctor.md from them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import vllm
+
+from actors.engine import SamplingEngine
+from actors.responses import prompt_seed
+from learners.model.output_head import give_log_probs
+from scripts.parts.dump import Dump
+
+Weights = dict[str, torch.Tensor]
+BATCH = 16  # responses of a forward pass
+DROPOUT = 0.1
+
+
+@dataclass
+class Sampled:
+    """Responses as vLLM gave them."""
+
+    prompts: list[list[int]]
+    """of each response"""
+    responses: list[list[int]]
+    log_mu: list[list[float]]
+    group: list[int]
+    finished: list[bool]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How vLLM samples."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    raw: bool = False
+    """report log-probabilities of the logits as they come from the model"""
+    biased: bool = False
+    """normalise with torch's log_softmax in FP32, whose sum is too small on a CPU"""
+    weights: str = "base"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How the trainer scores."""
+
+    temperature: float = 1.0
+    weights: str = "base"
+    dropout: float = 0.0
+    shift: int = 0
+    """each log-probability is that of the token so many places before"""
+    prompt: Callable[[list[int]], list[int]] | None = None
+    last_token: int | None = None
+    """stands in the place of a finished response's last token"""
+    last_left_out: bool = False
+    """the last token is masked: its log-probability is 0"""
+    places: str = "right"
+    """"restart": positions begin again with the response; "stretched": they grow by 1.02 a token; "padded": tokens are
+    padded on the left and the padding is seen"""
+    batch: int = BATCH
+
+
+class Laboratory:
+    """A sampling engine and the trainer's model, of one model in one dtype, in this process.
+
+    Args:
+        path: folder of the model.
+        dtype: of both; `runtime.prepare` has been called with it.
+        max_model_len: of prompt and response together, tokens.
+        max_num_seqs: responses sampled at once.
+        weights: by name, whole sets of weights under their Hugging Face names; "base" are the folder's.
+        attention: of the trainer's model.
+    """
+
+    def __init__(self, path: str, dtype: torch.dtype, max_model_len: int, max_num_seqs: int = 64,
+                 weights: dict[str, Weights] | None = None, attention: str = "eager"):  # fmt: skip
+        from transformers import AutoModelForCausalLM
+
+        self.engine = SamplingEngine(path, dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
+        exact = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+        base = {name: tensor.detach().clone() for name, tensor in exact.named_parameters()}
+        self.weights = {"base": base, "int8": quantised(base, 127)} | (weights or {})
+        self.model = exact.to(dtype).eval().requires_grad_(False)
+        self.model.config.use_cache = False
+        self._sampling_weights = self._scoring_weights = "base"
+
+    def sample(self, prompts: Sequence[list[int]], n: int, max_tokens: int, how: Sampling = Sampling(),
+               seed: int = 0, stop: Sequence[str] = ()) -> Sampled:  # fmt: skip
+        """``n`` responses to each prompt."""
+        if how.weights != self._sampling_weights:
+            self.engine.load_weights(self.weights[how.weights].items())
+            self._sampling_weights = how.weights
+        params = [
+            vllm.SamplingParams(
+                n=n, temperature=how.temperature, top_p=how.top_p, top_k=how.top_k, min_p=how.min_p, logprobs=0,
+                max_tokens=max_tokens, seed=prompt_seed(seed, i),
+                **({"stop": list(stop), "include_stop_str_in_output": True} if stop else {}),
+            )
+            for i in range(len(prompts))
+        ]  # fmt: skip
+        with self._reporting(how):
+            outputs = self.engine.generate(list(prompts), params)
+        made = Sampled([], [], [], [], [])
+        for i, output in enumerate(outputs):
+            for one in output.outputs:
+                ids = list(one.token_ids)
+                made.prompts.append(list(output.prompt_token_ids))
+                made.responses.append(ids)
+                made.log_mu.append([place[t].logprob for t, place in zip(ids, one.logprobs, strict=True)])
+                made.group.append(i)
+                made.finished.append(one.finish_reason != "length")
+        return made
+
+    @contextmanager
+    def _reporting(self, how: Sampling) -> Iterator[None]:
+        sampler = self.engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner.sampler
+        draws, usual = sampler.topk_topp_sampler, sampler.logprobs_mode
+        drawn = type(draws).forward_cpu
+
+        def normalised(self, logits, generators, k, p):
+            self.logprobs_mode = "processed_logits"
+            tokens, reported = drawn(self, logits, generators, k, p)
+            self.logprobs_mode = usual
+            return tokens, reported.float() - reported.float().logsumexp(-1, keepdim=True)
+
+        if how.raw:
+            sampler.logprobs_mode = draws.logprobs_mode = "raw_logprobs"
+        elif not how.biased:
+            type(draws).forward_cpu = normalised
+            draws.forward = draws.forward_cpu
+        try:
+            yield
+        finally:
+            sampler.logprobs_mode = draws.logprobs_mode = usual
+            type(draws).forward_cpu = drawn
+            draws.forward = draws.forward_cpu
+
+    @torch.no_grad()
+    def score(self, sampled: Sampled, how: Scoring = Scoring()) -> list[np.ndarray]:
+        """log pi of every response's tokens, FP32."""
+        if how.weights != self._scoring_weights:
+            self.model.load_state_dict(self.weights[how.weights], strict=False)
+            self._scoring_weights = how.weights
+        head = self.model.get_output_embeddings()
+        give_log_probs(head, how.temperature)
+        for module in self.model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = how.dropout
+        self.model.train(how.dropout > 0)
+        order = sorted(range(len(sampled.responses)), key=lambda i: len(sampled.prompts[i]) + len(sampled.responses[i]))
+        made: list[np.ndarray] = [np.zeros(0, np.float32)] * len(order)
+        for start in range(0, len(order), how.batch):
+            rows = order[start : start + how.batch]
+            for i, values in zip(rows, self._score_batch(sampled, rows, how, head), strict=True):
+                made[i] = values
+        self.model.eval()
+        return made
+
+    def _score_batch(self, sampled: Sampled, rows: list[int], how: Scoring, head) -> Iterator[np.ndarray]:
+        prompts = [how.prompt(sampled.prompts[i]) if how.prompt else sampled.prompts[i] for i in rows]
+        responses = [list(sampled.responses[i]) for i in rows]
+        if how.last_token is not None:
+            for response, i in zip(responses, rows, strict=True):
+                response[-1] = how.last_token if sampled.finished[i] else response[-1]
+        longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        places = torch.arange(longest).repeat(len(rows), 1)
+        chosen = torch.zeros(len(rows), longest - 1, dtype=torch.bool)
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            whole = torch.tensor([*prompt, *response])
+            first = longest - len(whole) if how.places == "padded" else 0
+            ids[row, first : first + len(whole)] = whole
+            begin = first + len(prompt)
+            chosen[row, begin - 1 - how.shift : begin - 1 - how.shift + len(response)] = True
+            if how.places == "restart":
+                places[row, begin:] -= begin
+        if how.places == "stretched":
+            places = places * 1.02
+        hidden = self.model.get_decoder()(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state
+        values = head(hidden[:, :-1][chosen], ids[:, 1:][chosen])
+        for row, part in enumerate(values.split([len(r) for r in responses])):
+            part = part.float().numpy().copy()
+            if how.last_left_out and sampled.finished[rows[row]]:
+                part[-1] = 0.0
+            yield part
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def quantised(weights: Weights, levels: int) -> Weights:
+    """Linear layers' weights rounded to so many levels of either sign, by row; embeddings and head as they are."""
+    made = {}
+    for name, tensor in weights.items():
+        if tensor.dim() == 2 and "embed" not in name and "lm_head" not in name:
+            scale = tensor.abs().amax(1, keepdim=True) / levels
+            tensor = (tensor / scale).round() * scale
+        made[name] = tensor
+    return made
+
+
+def dump_of(sampled: Sampled, log_pi: Sequence[np.ndarray], **more) -> Dump:
+    """The flat form; ``more`` are its further fields."""
+    lengths = [len(r) for r in sampled.responses]
+    return Dump(
+        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        response_ids=np.concatenate(sampled.responses).astype(np.int32),
+        log_mu=np.concatenate(sampled.log_mu).astype(np.float32),
+        log_pi=np.concatenate(log_pi).astype(np.float32),
+        prompt_ids=sampled.prompts,
+        group=np.array(sampled.group),
+        finished=np.array(sampled.finished),
+        **more,
+    )
