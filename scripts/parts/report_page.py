@@ -4,6 +4,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,7 @@ def pictures(dump: Dump) -> list[tuple[str, object]]:
         return []
     # Log odds spread out what is almost certain, where most tokens are.
     odds = mu - np.log(np.maximum(-np.expm1(np.minimum(mu, 0.0)), 1e-9))
-    caption = "each point holds as many tokens; lines are the median and the 90% quantile above, the mean with two standard errors below"
+    caption = "each point holds as many tokens; above, size; below, the mean with two standard errors"
     return [
         (
             f"By how likely the sampler held the token: {caption}.",
@@ -202,7 +203,7 @@ def drawn(x: np.ndarray, gap: np.ndarray, label: str, ticks):
 
     order = np.argsort(x, kind="stable")
     edges = np.linspace(0, len(x), min(BINS, len(x) // FEWEST) + 1).astype(int)
-    bins = [order[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    bins = [order[a:b] for a, b in pairwise(edges)]
     at = np.array([np.median(x[b]) for b in bins])
     size = np.array([np.quantile(np.abs(gap[b]), [0.5, 0.9]) for b in bins])
     mean = np.array([gap[b].mean() for b in bins])
@@ -224,7 +225,7 @@ def drawn(x: np.ndarray, gap: np.ndarray, label: str, ticks):
         bottom.fill_between(at, mean - error, mean + error, color=FIRST, alpha=0.2, linewidth=0)
         bottom.plot(at, mean, "o-", color=FIRST, markersize=4)
         bottom.axhline(0, color=INK, linewidth=0.8, alpha=0.5)
-        bottom.set(ylabel="mean of log π - log μ", xlabel=label)
+        bottom.set(ylabel="log π - log μ", xlabel=label)
         bottom.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
         if ticks is None:
             bottom.set_xscale("log")
