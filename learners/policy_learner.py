@@ -30,6 +30,7 @@ from learners.options.config import Config
 from learners.options.precision import NAMES, TORCH_DTYPES, Precision
 from learners.record.evaluation import evaluate
 from learners.record.mismatch import derive
+from learners.record.rollout_log import write_rollouts
 from learners.record.run_files import CHECKPOINTS
 from learners.record.run_log import RunLog
 from learners.rollouts.collect import Rollouts, step_seed
@@ -217,6 +218,7 @@ class PolicyLearner(PPOLearner):
         try:
             if step.updates_done == 0:
                 self.updater.evaluate_before(step)
+                self._log_rollouts(step)
             for indices in self._updates(step)[step.updates_done :]:
                 self._stop_if_told()
                 report = self.updater.update(step, step.batch.select(indices))
@@ -240,6 +242,22 @@ class PolicyLearner(PPOLearner):
         metrics["throughput/learn_tokens_per_s"] = step.batch.lengths.sum().item() / step.times["time/learn"]
         self._warn_if_nothing_was_learned(step.number, metrics, tried_scale)
         return metrics
+
+    def _log_rollouts(self, step: Step) -> None:
+        """Keep the step's first responses with log pi at the weights that sampled them: pi_old, or a pass for it."""
+        world = self.processes.world_size
+        count = min(-(-self.config.output.log_rollouts // world) * world, len(step.batch))
+        if count == 0:
+            return
+        batch = step.batch.select(torch.arange(count))
+        log_pi = batch.old_logp
+        if log_pi is None:
+            log_pi = self.updater.without_gradient(batch, self.updater.log_probs)
+        if self.processes.rank == 0:
+            try:
+                write_rollouts(self.config, self.log.folder, step.number, batch, log_pi)
+            except OSError as error:
+                self.log.say(f"WARNING: the rollouts of step {step.number} could not be written ({error.strerror}).")
 
     def _warn_if_nothing_was_learned(self, number: int, metrics: dict[str, float], tried_scale: float) -> None:
         topic, why = "", ""

@@ -34,7 +34,7 @@ POSITIVE = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "eval_steps", "lr_warmup_steps", "overlong_buffer", "eval_temperature", "log_samples", "save_every", "weight_decay",
-    "seed", "loss_scale",
+    "seed", "log_rollouts", "loss_scale",
 )  # fmt: skip
 
 

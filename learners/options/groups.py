@@ -243,6 +243,8 @@ class OutputOptions:
     """of the run (default: <task>-<objective>-<dtype>)"""
     log_samples: int = 4
     """prompts whose responses are written to samples.jsonl at each step"""
+    log_rollouts: int = 0
+    """responses whose log-probabilities by both engines are kept at each step, in rollouts/, for scripts/doctor.py"""
     save_model: bool = True
     """write the trained model to <output-dir>/model, in Hugging Face format"""
     export: Chosen[str] = None

@@ -3,6 +3,7 @@
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+ROLLOUTS = "rollouts"
 SUMMARY = "summary.json"
 PLOT = "reward.png"
 CHECKPOINTS = "checkpoints"

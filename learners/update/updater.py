@@ -72,14 +72,14 @@ class Updater:
         """
         batch = step.batch
         if self.needs_pi_old:
-            batch.old_logp = self._without_gradient(batch, self.log_probs)
+            batch.old_logp = self.without_gradient(batch, self.log_probs)
             measure(step.tally, batch.old_logp, batch.mu_logp, batch.response_mask)
             step.at_rollout_weights = False  # measured, so the first update need not
             batch.loss_mask = self._reject(step, batch, batch.old_logp, stays_counted=False)
             if self.config.objective.is_batch_normalize:
                 step.mean_weight = self._mean_weight(batch)
         if self.reference is not None:
-            batch.reference_logp = self._without_gradient(batch, lambda part: self._log_probs_of(self.reference, part))
+            batch.reference_logp = self.without_gradient(batch, lambda part: self._log_probs_of(self.reference, part))
 
     def _reject(self, step: Step, batch: RolloutBatch, logp: torch.Tensor, *, stays_counted: bool) -> torch.Tensor:
         """The response tokens, (B, L - 1), that are left by those rejections that leave what they reject in the
@@ -175,7 +175,7 @@ class Updater:
         return losses
 
     @torch.no_grad()
-    def _without_gradient(self, batch: RolloutBatch, log_probs) -> torch.Tensor:
+    def without_gradient(self, batch: RolloutBatch, log_probs) -> torch.Tensor:
         """(B, L - 1): of all the responses, each evaluated on one process, in their order."""
         made = torch.zeros_like(batch.mu_logp)
         for indices in self._deal(batch):
