@@ -77,10 +77,10 @@ def read(arguments: Arguments):
     Raises:
         UsageError: there is none, or it is damaged or empty.
     """
-    from scripts.parts import dump
+    from scripts.parts.dump_reading import read
 
     more = {} if arguments.format is None else {"form": arguments.format}
-    made = dump.read(list(arguments.dump), claims_of(arguments), **more)
+    made = read(list(arguments.dump), claims_of(arguments), **more)
     require(len(made) > 0 and made.starts[-1] > 0, "the dump holds no token; nothing can be said of it.")
     return made
 

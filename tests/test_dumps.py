@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from scripts.parts import dump_formats
-from scripts.parts.dump import read
+from scripts.parts.dump_reading import read
 from tasks.errors import UsageError
 
 IDS = [[5, 6, 7], [8, 9]]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts.parts.dump import read
+from scripts.parts.dump_reading import read
 from tests.engines.conftest import built_learner
 
 
