@@ -238,16 +238,14 @@ def text_of(arguments: Arguments):
     return lambda token: tokenizer.decode([token])
 
 
-def write(folder: Path, diagnosis, dump, table: list[dict], compared: list[dict]) -> None:
+def write(folder: Path, diagnosis, dump, table: list[dict], compared: list[dict], text) -> None:
     """diagnosis.json, and report.html."""
+    from scripts.parts import report_page
+
     folder.mkdir(parents=True, exist_ok=True)
     made = plain(diagnosis.to_dict() | {"claims": dump.claims, "corrections": table, "scored_here": compared})
     (folder / "diagnosis.json").write_text(json.dumps(made, indent=1, allow_nan=False) + "\n")
-    try:
-        from scripts.parts import report_page
-    except ImportError:
-        return
-    report_page.write(diagnosis, dump, folder)
+    report_page.write(diagnosis, dump, folder, table, compared, text)
 
 
 def plain(value):
@@ -277,7 +275,7 @@ def main(arguments: Arguments) -> int:
     print(page(diagnosis, dump, table, compared, text))
     if folder is not None:
         try:
-            write(folder, diagnosis, dump, table, compared)
+            write(folder, diagnosis, dump, table, compared, text)
         except OSError as error:
             raise UsageError(f"--output-dir {folder} cannot be written ({error.strerror}); name another.") from error
         print(f"written to {folder}/: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -59,7 +59,7 @@ def batch_with_little_to_teach(learner, case: str = ""):
     batch = fixed_batch(16)
     generator = torch.Generator().manual_seed(1)
     noise = 0.1 * torch.randn(batch.mu_logp.shape, generator=generator)
-    log_pi = learner.updater._without_gradient(batch, learner.updater.log_probs)
+    log_pi = learner.updater.without_gradient(batch, learner.updater.log_probs)
     batch.mu_logp = (log_pi + noise) * batch.response_mask  # near pi: a weight of e^40 would magnify FP32's rounding
     batch.advantages[torch.arange(len(batch)) % 16 > 4] = 0.0
     batch.kept[::7] = False
