@@ -192,12 +192,11 @@ def horizon_lines(horizon: dict) -> list[str]:
     tokens = lambda value: "never" if not math.isfinite(value) or value > 1e9 else f"{value:,.3g}"
     sequence = [tokens(horizon[f"sequence_half{end}"]) for end in ("", "_low", "_high")]
     geometric = [tokens(horizon[f"geometric_half{end}"]) for end in ("", "_low", "_high")]
+    below = f"below {geometric[0]} tokens [{geometric[1]}, {geometric[2]}]"
     return [
-        f"Half of the effective sample is gone above {sequence[0]} tokens [{sequence[1]}, {sequence[2]}] with "
-        "weights of whole "
-        f"responses, below {geometric[0]} tokens [{geometric[1]}, {geometric[2]}] with geometric ones; of "
-        "these responses "
-        f"(mean {horizon['mean_length']:,.0f} tokens) they leave {horizon['sequence_left']:.1%} and "
+        f"Half of the effective sample is gone above {sequence[0]} tokens [{sequence[1]}, {sequence[2]}] with weights "
+        f"of whole responses, {below if horizon['geometric_half'] >= 1 else 'at no length'} with geometric ones; of these "
+        f"responses (mean {horizon['mean_length']:,.0f} tokens) they leave {horizon['sequence_left']:.1%} and "
         f"{horizon['geometric_left']:.1%}."
     ]
 
@@ -211,8 +210,7 @@ def worst_lines(worst: dict, text) -> list[str]:
         shown = f" {text(token['id'])!r}" if text else ""
         mu, pi = (f"{token[key]:.3g}" if token[key] is not None else "none" for key in ("log_mu", "log_pi"))
         lines.append(f"  response {token['response']}, place {token['place']}: token {token['id']}{shown}, log mu "
-                     f"{mu}, "
-                     f"log pi {pi}, {token['share']:.1%}")  # fmt: skip
+                     f"{mu}, log pi {pi}, {token['share']:.1%}")  # fmt: skip
     return [*lines, ""] if lines else []
 
 

@@ -96,7 +96,8 @@ def horizon_table(horizon: dict) -> list[list[str]]:
     rows = [["weights", "half is left at, tokens", f"left here, mean {short(horizon['mean_length'])} tokens"]]
     for name, title, side in (("sequence", "of whole responses", "above"), ("geometric", "geometric", "below")):
         half, low, high = (short(horizon[f"{name}_half{end}"]) for end in ("", "_low", "_high"))
-        rows.append([f"{title}: gone {side}", f"{half} [{low}, {high}]", percent(horizon[f"{name}_left"])])
+        where = f"{half} [{low}, {high}]" if horizon[f"{name}_half"] >= 1 else "at no length"
+        rows.append([f"{title}: gone {side}", where, percent(horizon[f"{name}_left"])])
     return rows
 
 
