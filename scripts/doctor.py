@@ -195,8 +195,8 @@ def horizon_lines(horizon: dict) -> list[str]:
     below = f"below {geometric[0]} tokens [{geometric[1]}, {geometric[2]}]"
     return [
         f"Half of the effective sample is gone above {sequence[0]} tokens [{sequence[1]}, {sequence[2]}] with weights "
-        f"of whole responses, {below if horizon['geometric_half'] >= 1 else 'at no length'} with geometric ones; of these "
-        f"responses (mean {horizon['mean_length']:,.0f} tokens) they leave {horizon['sequence_left']:.1%} and "
+        f"of whole responses, {below if horizon['geometric_half'] >= 1 else 'at no length'} with geometric ones; of "
+        f"these responses (mean {horizon['mean_length']:,.0f} tokens) they leave {horizon['sequence_left']:.1%} and "
         f"{horizon['geometric_left']:.1%}."
     ]
 
