@@ -35,6 +35,8 @@ class Arguments(analysis.Arguments):
     """responses per prompt, at temperature 1 and unfiltered"""
     prompts: int = 32
     """how many of the questions, drawn with the seed; all of them if there are fewer"""
+    output_dir: Path | None = None
+    """folder of everything that is written (default: runs/gradient-error-<model>)"""
     objectives: tuple[str, ...] = ()
     """of the catalogue (default, without --reject: all)"""
     reject: tuple[str, ...] = ()

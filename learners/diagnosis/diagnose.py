@@ -14,6 +14,7 @@ from learners.diagnosis.totals import Totals, add_up
 
 ORDER = (of_numbers, of_distributions, of_contexts, of_weights)  # importing them registered their rules
 LISTED = 8  # responses and tokens
+FEW_TOKENS = 100
 
 
 def diagnose(dump) -> Diagnosis:
@@ -25,6 +26,7 @@ def diagnose(dump) -> Diagnosis:
     """
     totals = add_up(dump.starts, dump.log_mu, dump.log_pi)
     numbers = gather(dump, totals)
+    numbers["gap_largest"] = float(totals.worst_tokens[0][0]) if totals.worst_tokens else 0.0
     case = Case(numbers, dump.claims, totals, list(dump.problems), np.diff(dump.starts))
     findings, explained = [], False
     for rule in sorted(RULES, key=lambda made: [m.__name__ for m in ORDER].index(made.__module__)):
@@ -35,7 +37,12 @@ def diagnose(dump) -> Diagnosis:
             case.found.add(finding.name)
             explained |= explains
     level = LEVELS.get(case.level, "")
-    return Diagnosis(findings, level, numbers, of_weights.notes(case), horizon(totals), worst(dump, totals))
+    notes = of_weights.notes(case)
+    if numbers["tokens"] < FEW_TOKENS:
+        notes.insert(0, f"{numbers['tokens']:.0f} tokens are too few to tell causes apart; give {FEW_TOKENS} or more.")
+    if case.found & {"shifted", "not-finite", "not-log-probabilities"}:  # then the gap is not one of two policies
+        return Diagnosis(findings, "", numbers, notes, {}, worst(dump, totals))
+    return Diagnosis(findings, level, numbers, notes, horizon(totals), worst(dump, totals))
 
 
 def worst(dump, totals: Totals) -> dict:

@@ -52,6 +52,10 @@ class Diagnosis:
             first = self.findings[0]
             sure = "" if first.confidence >= 0.9 else "probably " if first.confidence >= 0.6 else "perhaps "
             return f"{sure}{first.title}: {first.evidence}".strip()
+        if not self.numbers.get("gap_largest", 1.0):
+            return (
+                "the same numbers on both sides: one engine computes for both, or one column was written for the other"
+            )
         return f"healthy, at the level of {self.level} rounding"
 
     def to_dict(self) -> dict:

@@ -64,7 +64,8 @@ def shifted(case: Case) -> Finding | None:
         return None
     here, there = get("lag_0_distance"), get("lag_best_distance")
     gain = get("lag_best_correlation") - get("correlation")
-    if here < 0.1 or there > 0.35 * here or gain < 0.2:
+    is_large = here >= 0.1 and there <= 0.35 * here
+    if not (is_large or there <= 0.02 * here) or gain < 0.2:  # of a policy that is sure, the gap is small
         return None
     lag = int(get("lag_best"))
     return Finding(

@@ -131,7 +131,7 @@ def other_weights(case: Case) -> Finding | None:
 @rule(explains_the_gap=True)
 def biased_normaliser(case: Case) -> Finding | None:
     get = case.get
-    if "rounded" in case.found or not case.has("shift_z"):
+    if "rounded" in case.found or not case.has("shift_z") or get("tokens") < 100:
         return None
     shift, z = 2 * get("shift"), get("shift_z")
     error = max(get("sampled_from_error"), 1e-9)

@@ -49,6 +49,9 @@ def files_of(paths: list[Path]) -> list[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
+    is_run = (folder / "metrics.jsonl").is_file()
+    kept = any((folder / name).is_dir() for name in WHERE)
+    require(kept or not is_run, f"{folder} is a run that kept no rollouts; train it with --log-rollouts 64.")
     folder = next((folder / name for name in WHERE if (folder / name).is_dir()), folder)
     return sorted(
         path

@@ -177,6 +177,13 @@ def cells(row: dict) -> list[str]:
     return [shown(name.replace(" ", "_")) for name in COLUMNS]
 
 
+LEGEND = (
+    "kept: share of the tokens that the estimator keeps, those without an advantage too. sampling noise: the error of "
+    "another batch of as many responses, in FP32. forward, backward, weights: the parts that add up to the error. "
+    "Below some 64 responses intervals are rough."
+)
+
+
 def markdown(rows: Sequence[dict]) -> str:
     parts = []
     for dtype, length in dict.fromkeys((row["dtype"], row["length"]) for row in rows):
@@ -186,7 +193,7 @@ def markdown(rows: Sequence[dict]) -> str:
         lines = [title, "", f"| estimator | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
         lines += [f"| {label} | {' | '.join(cells(row))} |" for row, label in merged(at)]
         parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, LEGEND]) + "\n"
 
 
 def show(rows: Sequence[dict]) -> None:
