@@ -217,10 +217,11 @@ def gather(arguments: Arguments, config, prompts, stop, folder: Path) -> dict:
     dtypes = {name: TORCH_DTYPES[name] for name in arguments.dtype}
     count = -(-len(prompts) // arguments.chunk)
     chunks = {name: Chunks(folder / "responses", name, count) for name in dtypes}
-    if arguments.layers or any(chunk.not_scored() for chunk in chunks.values()):
+    missing = any(chunk.not_scored() for chunk in chunks.values())
+    if arguments.layers or missing:
         print("loading vLLM and the trainer's model (some 10 s) ...", flush=True)
-        runtime.prepare(set(dtypes.values()), arguments.cpu_half)
-    if not any(chunk.not_scored() for chunk in chunks.values()):
+    runtime.prepare(set(dtypes.values()), arguments.cpu_half)
+    if not missing:
         print("every response is sampled and scored already")
         return chunks
     from scripts.parts.sampling import SamplingPlan, sample

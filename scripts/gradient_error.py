@@ -23,7 +23,7 @@ from scripts import analyze_mismatch as analysis
 from scripts.parts.program import run_program
 from tasks.errors import require
 
-DRAWN = ("reinforce", "pg-seq-is", "pg-seq-mis", "pg-token-is", "reject geo")  # unless others are asked for
+DRAWN = ("reinforce", "pg-token-is", "pg-seq-is", "gspo-bypass", "reject geo")  # unless others are asked for
 BATCH = 128  # responses of the update whose loss scale and denominators the backward passes run under
 
 
@@ -149,7 +149,6 @@ def main(arguments: Arguments) -> int:
     chunks = analysis.gather(arguments, config, prompts, stop, folder)
     from scripts.parts.gradient_table import crossings, draw, markdown, show
 
-    runtime_of(arguments)
     rows, kinds = [], {}
     for name, chunk in chunks.items():
         responses = [r for part in chunk.scored() for r in part]
@@ -169,14 +168,6 @@ def main(arguments: Arguments) -> int:
     written = ", ".join(sorted(path.name for path in folder.iterdir()))
     print(f"{time.perf_counter() - started:.0f} s; written to {folder}/: {written}")
     return 0
-
-
-def runtime_of(arguments: Arguments) -> None:
-    """Half products as in training, also where every response is sampled and scored already."""
-    from actors import runtime
-    from learners.options.precision import TORCH_DTYPES
-
-    runtime.prepare({TORCH_DTYPES[name] for name in arguments.dtype}, arguments.cpu_half)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Arguments:
     """folder of the runs and of results.csv (default: runs/<name of the file>)"""
     jobs: int = 1
     """runs at a time; the cores are divided among them"""
-    extra: tuple[str, ...] = ()
+    extra: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """more options of train.py, for every run, in place of the file's: --extra=--max-steps=2"""
     only: tuple[str, ...] = ()
     """of what varies these values alone, as the file writes them: --only dtype=fp16 seed=0,1"""

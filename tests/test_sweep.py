@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import tyro
 import yaml
 from rich.console import Console
 
 from learners.command_line import parse
+from learners.model import config_file
 from learners.objectives import OBJECTIVES
 from scripts import sweep
 from scripts.parts import job_queue
@@ -24,7 +26,10 @@ FILES = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_combination_is_a_command_line_that_train_understands(file):
+def test_every_combination_is_a_command_line_that_train_understands(file, monkeypatch):
+    facts = json.loads((ROOT / "tests" / "data" / "model_configs.json").read_text())
+    real = config_file.read_model_config
+    monkeypatch.setattr(config_file, "read_model_config", lambda config: facts.get(config.model.model) or real(config))
     fixed, combinations = sweep.read_grid(file)
     assert yaml.safe_load(file.read_text())["program"] == "train.py"
     assert len(combinations) > 1
@@ -90,6 +95,10 @@ def test_options_are_sent_as_wandb_sends_them():
 
 
 def test_extra_options_take_the_place_of_the_files():
+    given = tyro.cli(
+        sweep.Arguments, args=["f.yaml", "--extra=--model=M", "--extra=--task=math", "--only", "a=1", "b=2"]
+    )
+    assert given.extra == ("--model=M", "--task=math") and given.only == ("a=1", "b=2")
     made = sweep.with_extra(["--max_steps=60", "--seed=1"], ("--max-steps=2",))
     assert made == ["--seed=1", "--max-steps=2", "--wandb=disabled"]
     assert sweep.with_extra(["--seed=1"], ("--wandb=offline",)) == ["--seed=1", "--wandb=offline"]
