@@ -104,6 +104,13 @@ def test_labels_name_what_differs_and_not_what_an_objective_brings_with_it(tmp_p
     assert fp16 == ["pg-seq-mis", "grpo, clip_high 0.2", "grpo, clip_high 0.28"]
 
 
+def test_labels_do_not_name_what_a_rejection_brings_with_it(tmp_path):
+    write_run(tmp_path / "kept", rewards=[0.5])
+    write_run(tmp_path / "band", "--reject=geo", rewards=[0.5])
+    groups = group_runs(find_runs([tmp_path]))
+    assert [g.label for g in groups] == ["reject geo", "reject nothing"]
+
+
 def test_sides_in_different_dtypes_are_a_dtype_of_their_own(tmp_path):
     run = Run.read(write_run(tmp_path / "mixed", "--train-dtype=bf16", "--sample-dtype=fp32", rewards=[0.5]))
     assert run.dtype == "bf16-train-fp32-sample"

@@ -191,19 +191,27 @@ def dtype_order(dtype: str) -> tuple:
 
 
 def _differing_options(runs: Sequence[Run]) -> set[str]:
-    """Options with several values among runs of the same objective and dtype."""
+    """Options with several values among runs of the same objective and dtype.
+
+    What only some of these have, such as a rejection's thresholds, came with another one and is left out, unless
+    nothing else differs.
+    """
     families: dict[tuple, list[Run]] = {}
     for run in runs:
         families.setdefault((run.objective, run.dtype), []).append(run)
-    return {
-        key
-        for family in families.values()
-        for key in set().union(*(run.options for run in family)) - UNLABELLED
-        if not key.startswith("wandb") and len({_text(run.options.get(key)) for run in family}) > 1
-    }
+    differing, common = set(), set()
+    for family in families.values():
+        for key in set().union(*(run.options for run in family)) - UNLABELLED:
+            values = [run.options.get(key) for run in family]
+            if not key.startswith("wandb") and len({_text(value) for value in values}) > 1:
+                differing.add(key)
+                common |= set() if None in values else {key}
+    return common or differing
 
 
 def _text(value) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "nothing"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
