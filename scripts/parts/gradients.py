@@ -24,6 +24,8 @@ PLAIN = "1"  # the key of kappa = 1
 EXACT, FORWARD = "exact", "forward"
 """FP32 throughout; the forward pass in the dtype"""
 
+BLOCK = 32  # times the size of a sketch, what is added up at a time: it stays in the cache, where whole gradients do not
+
 
 class Sketch:
     """A random linear map of gradients to ``size`` numbers that keeps lengths and angles: every parameter's sign is
@@ -39,16 +41,21 @@ class Sketch:
         generator = torch.Generator().manual_seed(seed)
         self.signs = torch.randint(0, 2, (self.count,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
         self.signs = self.signs.to(parameters[0].device)
+        self.room = torch.empty(BLOCK * self.size, device=self.signs.device)
 
     def __call__(self, gradients: Sequence[Tensor], divisor: float) -> np.ndarray:
         """(size,) FP32 of the gradient of every parameter, divided by ``divisor``."""
         made, place = torch.zeros(self.size, device=self.signs.device), 0
         for gradient in gradients:
-            flat = gradient.flatten().float() * self.signs[place : place + gradient.numel()]
-            start = place % self.size
-            flat = torch.nn.functional.pad(flat, (start, -(start + flat.numel()) % self.size))
-            made += flat.view(-1, self.size).sum(0)
-            place += gradient.numel()
+            flat = gradient.flatten()
+            head = min(-place % self.size, len(flat))
+            for part in (flat[:head], *flat[head:].split(BLOCK * self.size)):
+                signed, start = self.room[: len(part)], place % self.size
+                torch.mul(part, self.signs[place : place + len(part)], out=signed)
+                whole = len(part) // self.size * self.size if start == 0 else 0
+                made += signed[:whole].view(-1, self.size).sum(0)
+                made[start : start + len(part) - whole] += signed[whole:]
+                place += len(part)
         return (made / divisor).cpu().numpy()
 
 
