@@ -12,6 +12,11 @@ from tasks.errors import UsageError, require
 TORCH_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
+def is_first() -> bool:
+    """Whether this process speaks for all of them."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 @dataclass(frozen=True)
 class Launch:
     """A process's place among those of the run. Example: ``Launch.from_environment({})`` is a process alone."""

@@ -6,7 +6,7 @@ sampler is given the sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,19 +73,12 @@ def plain_name(name: str) -> str:
 
 def adapter_tensors(
     model: nn.Module, master: Callable[[nn.Parameter], Tensor], dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """(name in the model, tensor in ``dtype`` on the CPU) of every part of every adapter, from the FP32 masters."""
-    for name, parameter in model.named_parameters():
-        if is_adapter(name):
-            yield name, master(parameter).to("cpu", dtype)
+) -> dict[str, Tensor]:
+    """Every part of every adapter in ``dtype`` on the CPU, from the FP32 masters, by its name in the model."""
+    parts = model.named_parameters()
+    return {name: master(parameter).to("cpu", dtype) for name, parameter in parts if is_adapter(name)}
 
 
 def save_adapter(peft: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write an adapter in peft's format.
-
-    Args:
-        peft: the model, for its configuration.
-        tensors: from `adapter_tensors`.
-        folder: made if needed.
-    """
+    """Write an adapter, from `adapter_tensors`, in peft's format; the model is asked for its configuration."""
     peft.save_pretrained(folder, state_dict={f"base_model.model.{name}": tensor for name, tensor in tensors.items()})

@@ -3,6 +3,7 @@
 from actors.launch import Launch
 from learners.objectives import OBJECTIVES, REJECTIONS, THRESHOLDS
 from learners.options.config import Config
+from learners.options.groups import LOSS_SCALING
 from tasks.arithmetic.problems import LEVELS
 from tasks.errors import flag, require, require_number
 from tasks.registry import TASKS
@@ -148,7 +149,7 @@ def _check_lora(config: Config, asked_for: dict) -> None:
 
 def _check_precision(config: Config) -> None:
     precision, default = config.precision, type(config.precision)()
-    for name in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
+    for name in LOSS_SCALING:
         untouched = getattr(precision, name) == getattr(default, name)
         require(
             untouched or precision.train_dtype == "fp16",

@@ -28,21 +28,8 @@ class Collected:
     prompts: list[Drawn]
     transitions: list[TransitionData]
     """the responses of a prompt next to each other; ``info`` adds up over all that was sampled"""
-    rounds: int
-    sampled: int
-    """prompts"""
-    equal: int
-    """prompts whose responses all earned the same"""
-    filled: int
-    """such prompts in the batch all the same, as the rounds ran out"""
-
-    def metrics(self) -> dict[str, float]:
-        return {
-            "sampling/rounds": self.rounds,
-            "sampling/prompts": self.sampled,
-            "sampling/dropped_prompts": self.equal - self.filled,
-            "sampling/filled_prompts": self.filled,
-        }
+    metrics: dict[str, int]
+    """by their names in metrics.jsonl"""
 
 
 def has_mixed_rewards(group: Sequence[TransitionData]) -> bool:
@@ -90,10 +77,12 @@ def collect_mixed(
     return Collected(
         prompts=[prompt for prompt, _ in batch + filling],
         transitions=[replace(transition, info=info) for _, group in batch + filling for transition in group],
-        rounds=rounds,
-        sampled=len(mixed) + len(equal),
-        equal=len(equal),
-        filled=len(filling),
+        metrics={
+            "sampling/rounds": rounds,
+            "sampling/prompts": len(mixed) + len(equal),
+            "sampling/dropped_prompts": len(equal) - len(filling),
+            "sampling/filled_prompts": len(filling),
+        },
     )
 
 
