@@ -93,11 +93,8 @@ class Launch:
         )
 
     def device_index(self, visible: int) -> int:
-        """Which of the GPUs that this process sees is its own.
-
-        Args:
-            visible: how many there are. A launcher that shows each process its own alone (srun with --gpus-per-task or
-                --gpu-bind) shows it as number 0.
+        """Which of the ``visible`` GPUs is this process's own: number 0 where a launcher shows each process its own
+        alone (srun with --gpus-per-task or --gpu-bind).
 
         Raises:
             UsageError: there are several, but fewer than processes.

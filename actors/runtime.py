@@ -39,7 +39,10 @@ def prepare(dtypes: set[torch.dtype], cpu_half_mode: str = "auto") -> cpu_half.F
     refuse_a_gpu_out_of_reach(gpus())
     Launch.from_environment().export(visible_gpus=torch.cuda.device_count())
     _set_environment(dtypes)
-    _sum_in_fp32()
+    # By default cuBLAS may add up the parts of a sum of half products in half: an error of the very kind that is
+    # studied here, and a way to overflow.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     _name_callers_without_their_source()
     _stand_in_for_absent_modules()
     if not torch.cuda.is_available():
@@ -59,11 +62,8 @@ def device() -> torch.device:
 def refuse_a_gpu_out_of_reach(present: tuple[Gpu, ...]) -> None:
     """A driver that is too old for this torch would turn the run into one on the CPU, without a word.
 
-    Args:
-        present: the GPUs that the driver shows to this process.
-
     Raises:
-        UsageError: there are some, and torch sees none.
+        UsageError: the driver shows GPUs to this process, ``present``, and torch sees none.
     """
     if not present or torch.cuda.is_available():
         return
@@ -95,13 +95,6 @@ def init_process_group(timeout: timedelta = timedelta(minutes=60)) -> None:
 def leave_process_group() -> None:
     """Part from the other processes, at the end of the program: DeepSpeed cannot join a second time."""
     torch.distributed.destroy_process_group()
-
-
-def _sum_in_fp32() -> None:
-    """By default cuBLAS may add up the parts of a sum of half products in half: an error of the very kind that is
-    studied here, and a way to overflow."""
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def _set_environment(dtypes: set[torch.dtype]) -> None:
@@ -138,11 +131,8 @@ def _quieten() -> None:
 
 def _load_no_compiler(for_vllm: bool) -> None:
     """torch.compile loads the compiler even where TORCH_COMPILE_DISABLE has it do nothing; so does vLLM, to tell it of
-    operators of its own, and goes on without where it cannot be imported.
-
-    Args:
-        for_vllm: vLLM will be used; it is loaded here.
-    """
+    operators of its own, and goes on without where it cannot be imported. ``for_vllm``: it will be used, and is loaded
+    here."""
     torch.compile = lambda model=None, **_: model if model is not None else lambda function: function
     if for_vllm and COMPILER not in sys.modules:
         sys.modules[COMPILER] = None  # Python's way to say that there is no such module
@@ -180,10 +170,8 @@ def _stand_in_for_cuda() -> None:
 
 
 def _let_deepspeed_train_fp16_on_cpu() -> None:
-    """DeepSpeed asks its accelerator whether FP16 is supported, and its CPU says no where products are not native.
-
-    They are correct all the same, and practical with `cpu_half`.
-    """
+    """DeepSpeed asks its accelerator whether FP16 is supported, and its CPU says no where products are not native. They
+    are correct all the same, and practical with `cpu_half`."""
     from deepspeed.accelerator import real_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 

@@ -27,12 +27,8 @@ class Template:
         return self.text.replace("{question}", question)
 
     def render(self, question: str, tokenizer) -> list[int]:
-        """Token ids of the prompt, with one beginning-of-sequence token where the tokenizer or the template has one.
-
-        Args:
-            question: text.
-            tokenizer: of the model; adds its special tokens unless the text brings them along.
-        """
+        """Token ids of the prompt, with one beginning-of-sequence token where the model's tokenizer or the template has
+        one."""
         if self.text is None:
             message = [{"role": "user", "content": f"{question} {BOXED_INSTRUCTION}"}]
             text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)

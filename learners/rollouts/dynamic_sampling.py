@@ -8,7 +8,7 @@ prompts and a way to sample them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -30,11 +30,6 @@ class Collected:
     """the responses of a prompt next to each other; ``info`` adds up over all that was sampled"""
     metrics: dict[str, int]
     """by their names in metrics.jsonl"""
-
-
-def has_mixed_rewards(group: Sequence[TransitionData]) -> bool:
-    """Whether the responses to one prompt earned different rewards."""
-    return len({sum(transition.rewards) for transition in group}) > 1
 
 
 def collect_mixed(
@@ -68,7 +63,8 @@ def collect_mixed(
         infos.append(transitions[0].info)
         for i, prompt in enumerate(prompts):
             group = transitions[i * group_size : (i + 1) * group_size]
-            (mixed if has_mixed_rewards(group) else equal).append((prompt, group))
+            rewards = {sum(transition.rewards) for transition in group}
+            (mixed if len(rewards) > 1 else equal).append((prompt, group))
         rounds += 1
         count = largest(prompts_to_draw(wanted, len(mixed), len(mixed) + len(equal)))
     batch = mixed[:wanted]
