@@ -39,10 +39,7 @@ def prepare(dtypes: set[torch.dtype], cpu_half_mode: str = "auto") -> cpu_half.F
     refuse_a_gpu_out_of_reach(gpus())
     Launch.from_environment().export(visible_gpus=torch.cuda.device_count())
     _set_environment(dtypes)
-    # By default cuBLAS may add up the parts of a sum of half products in half: an error of the very kind that is
-    # studied here, and a way to overflow.
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    _sum_in_fp32()
     _name_callers_without_their_source()
     _stand_in_for_absent_modules()
     if not torch.cuda.is_available():
@@ -95,6 +92,13 @@ def init_process_group(timeout: timedelta = timedelta(minutes=60)) -> None:
 def leave_process_group() -> None:
     """Part from the other processes, at the end of the program: DeepSpeed cannot join a second time."""
     torch.distributed.destroy_process_group()
+
+
+def _sum_in_fp32() -> None:
+    """By default cuBLAS may add up the parts of a sum of half products in half: an error of the very kind that is
+    studied here, and a way to overflow."""
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def _set_environment(dtypes: set[torch.dtype]) -> None:

@@ -50,13 +50,8 @@ def is_adapter(name: str) -> bool:
 
 
 def merged(layer: nn.Module, base: Tensor, master: Callable[[nn.Parameter], Tensor]) -> Tensor:
-    """W + alpha / rank x B A of an adapted linear layer, in FP32 (LoRA, arXiv 2106.09685, equation 3).
-
-    Args:
-        layer: peft's.
-        base: its frozen weight.
-        master: gives the FP32 master of a parameter.
-    """
+    """W + alpha / rank x B A of an adapted linear layer, in FP32 (LoRA, arXiv 2106.09685, equation 3): W is its frozen
+    weight ``base``, A and B are the FP32 masters, which ``master`` gives of parameters."""
     down, up = master(layer.lora_A[ADAPTER].weight), master(layer.lora_B[ADAPTER].weight)
     return base.float() + layer.scaling[ADAPTER] * (up.float() @ down.float())
 

@@ -118,8 +118,3 @@ def finite_exp(log_ratio: Tensor) -> Tensor:
     """exp, but e^88 above that, with that slope. FP32 ends at e^88.7, and an infinite ratio that a clip leaves out of
     the loss would be 0 x inf in its backward pass."""
     return (log_ratio - (log_ratio.detach() - 88.0).clamp(min=0.0)).exp()
-
-
-def share(flags: Tensor) -> Tensor:
-    """A boolean tensor as one that can be averaged."""
-    return flags.double()

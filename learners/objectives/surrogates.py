@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from learners.objectives.batch import PolicyBatch, Statistics, finite_exp, objective, share
+from learners.objectives.batch import PolicyBatch, Statistics, finite_exp, objective
 from learners.objectives.weights import importance_weight, limits_of
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ def clipped_surrogate(
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
     loss = plain.maximum(clipped)
-    statistics = {"ratio": ratio.detach(), "clip_fraction": share(clipped > plain)}
+    statistics = {"ratio": ratio.detach(), "clip_fraction": (clipped > plain).double()}
     if dual_clip:
         bound = -advantages * dual_clip
         above = (advantages < 0) & (loss > bound)
         loss = bound.expand_as(loss).where(above, loss)
-        statistics["dual_clip_fraction"] = share(above)
+        statistics["dual_clip_fraction"] = above.double()
     return loss, statistics
 
 
@@ -102,7 +102,7 @@ def gmpo(batch: PolicyBatch, clip_low: float, clip_high: float) -> tuple[Tensor,
     log_ratio = batch.inside(batch.logp - batch.old_logp)
     clipped = log_ratio.clamp(-clip_low, clip_high)
     used = log_ratio.minimum(clipped).where(advantages >= 0, log_ratio.maximum(clipped))
-    statistics = {"ratio": log_ratio.detach().exp(), "clip_fraction": share(used != log_ratio)}
+    statistics = {"ratio": log_ratio.detach().exp(), "clip_fraction": (used != log_ratio).double()}
     return (-advantages * batch.mean(used).exp()).expand_as(log_ratio), statistics
 
 
@@ -124,4 +124,4 @@ def cispo(batch: PolicyBatch, clip_low: float, clip_high: float) -> tuple[Tensor
     dropped (MiniMax-M1, arXiv 2506.13585; the upper end at 5 as in ScaleRL, arXiv 2510.13786; none below)."""
     ratio = batch.ratio.detach()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -weight * batch.gain, {"ratio": ratio, "clip_fraction": share(weight != ratio)}
+    return -weight * batch.gain, {"ratio": ratio, "clip_fraction": (weight != ratio).double()}
