@@ -4,15 +4,13 @@ The way of the data: command line -> config -> task (prompts, reward), actor (vL
 -> learner.run(). Everything that a user can get wrong is refused before an engine is imported or a file is written.
 """
 
-import contextlib
 import math
-import os
 import sys
 import time
 
 STARTED = time.perf_counter()
 
-from actors.launch import Launch
+from actors.launch import Launch, is_first
 from actors.startup import importing, let_threads_sleep
 from learners.command_line import parse
 from learners.options.config import Config
@@ -28,8 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(table())
         return 0
     try:
-        with contextlib.nullcontext() if is_first() else silence():
-            config = parse(arguments)
+        config = parse(arguments)
         if config.needs_memory_plan:
             from learners.memory import advice
 
@@ -58,18 +55,6 @@ def refuse(error: UsageError) -> int:
     else:
         time.sleep(3)  # a launcher ends all processes with the first that leaves: let that one have spoken
     return 2
-
-
-def is_first() -> bool:
-    """Whether this process speaks for all of them."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
-
-
-@contextlib.contextmanager
-def silence():
-    """What the command line's parser prints is printed by one process."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        yield
 
 
 def load_task(config: Config):
@@ -166,7 +151,10 @@ def prepare(config: Config) -> None:
 
         precision = Precision.of(config.precision)
         runtime.prepare({precision.train, precision.sample}, config.precision.cpu_half)
-    for option, asked in (("--offload", config.training.offload != "none"), ("--vllm-sleep-level", config.sleeps)):
+    for option, asked in (
+        ("--offload", config.training.offload != "none"),
+        ("--vllm-sleep-level", config.sampling.vllm_sleep_level > 0),
+    ):
         require(
             not asked or runtime.device().type == "cuda",
             f"{option} moves memory between a GPU and its host, and there is no GPU here; leave it out.",

@@ -73,7 +73,7 @@ def install(dtypes: set[torch.dtype], mode: str = "auto") -> Fp32Accumulate | No
             kernels, ``"fp32-accumulate"`` overrides every half dtype, native or not.
 
     Returns:
-        The override, to be removed by the caller if it wants to (a process keeps it as a rule); None if there is none.
+        The override, which a process keeps as a rule; None if there is none.
     """
     chosen = set(NATIVE_SUPPORT) & dtypes
     if mode == "stock" or (mode == "auto" and torch.cuda.is_available()):

@@ -68,8 +68,7 @@ def _forward_cpu(self, logits, generators, k, p):
     from vllm.v1.sample.ops import topk_topp_sampler as vllm_sampler
 
     logits = vllm_sampler.apply_top_k_top_p(logits, k, p)
-    without_kernel = not hasattr(torch.ops._C, "fused_gumbel_argmax")  # an older vLLM
-    if without_kernel or len(generators) < len(logits) or self.use_fp64_gumbel:
+    if len(generators) < len(logits) or self.use_fp64_gumbel:
         tokens, reported = self.forward_cpu_in_turn(logits, generators, None, None)
     else:
         if not hasattr(self, "streams"):

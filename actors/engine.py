@@ -233,19 +233,14 @@ def _leave_the_process_group_to_the_learner() -> None:
 
 
 def _note_log_probs_simply() -> None:
-    """vLLM makes a string of every token that it gives a log-probability for, a tenth of the sampling time of a small
-    model, and lists of the one number of a token. Nothing reads the strings. (The text of a response is decoded
-    elsewhere.)"""
+    """vLLM makes lists of the one number of a token, and, where it decodes, a string of each: a tenth of the sampling
+    time of a small model. Nothing reads the strings."""
     from vllm.logprobs import Logprob
     from vllm.v1.engine.logprobs import LogprobsProcessor
 
     if hasattr(LogprobsProcessor, "update_of_vllm"):
         return
-    made_with = LogprobsProcessor.from_new_request.__func__
     LogprobsProcessor.update_of_vllm = LogprobsProcessor._update_sample_logprobs
-
-    def without_tokenizer(cls, tokenizer, request):
-        return made_with(cls, None, request)
 
     def note(self, new) -> None:
         if new.logprobs.size != 1 or not isinstance(self.logprobs, list):
@@ -254,7 +249,6 @@ def _note_log_probs_simply() -> None:
         self.cumulative_logprob += log_prob
         self.logprobs.append({new.logprob_token_ids.item(): Logprob(log_prob, new.sampled_token_ranks.item())})
 
-    LogprobsProcessor.from_new_request = classmethod(without_tokenizer)
     LogprobsProcessor._update_sample_logprobs = note
 
 

@@ -12,6 +12,11 @@ from tasks.errors import UsageError, require
 TORCH_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
+def is_first() -> bool:
+    """Whether this process speaks for all of them."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 @dataclass(frozen=True)
 class Launch:
     """A process's place among those of the run. Example: ``Launch.from_environment({})`` is a process alone."""
@@ -88,11 +93,8 @@ class Launch:
         )
 
     def device_index(self, visible: int) -> int:
-        """Which of the GPUs that this process sees is its own.
-
-        Args:
-            visible: how many there are. A launcher that shows each process its own alone (srun with --gpus-per-task or
-                --gpu-bind) shows it as number 0.
+        """Which of the ``visible`` GPUs is this process's own: number 0 where a launcher shows each process its own
+        alone (srun with --gpus-per-task or --gpu-bind).
 
         Raises:
             UsageError: there are several, but fewer than processes.

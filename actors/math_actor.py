@@ -94,17 +94,14 @@ class MathActor(PPOActor):
             own.append(sampling_params.clone())
             own[-1].seed = seed
         outputs = self.engine.generate(prompts, own, self.adapter)
-        if not sampling_params.detokenize:
-            self._decode([response for output in outputs for response in output.outputs])
+        if not sampling_params.detokenize:  # then whole, in a tenth of the time that vLLM takes token by token
+            responses = [response for output in outputs for response in output.outputs]
+            tokens = [r.token_ids[:-1] if r.finish_reason == "stop" else r.token_ids for r in responses]
+            decode = self.llm.get_tokenizer().batch_decode
+            texts = decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for response, text in zip(responses, texts, strict=True):
+                response.text = text
         return outputs
-
-    def _decode(self, responses: list[vllm.CompletionOutput]) -> None:
-        """Whole responses at once: a tenth of the time that vLLM takes for it token by token."""
-        tokens = [r.token_ids[:-1] if r.finish_reason == "stop" else r.token_ids for r in responses]
-        decode = self.llm.get_tokenizer().batch_decode
-        texts = decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for response, text in zip(responses, texts, strict=True):
-            response.text = text
 
     def load_adapter(self, folder: str) -> None:
         """From now on sample with the adapter in a folder (peft's format), and forget the last one."""
@@ -157,9 +154,6 @@ class MathActor(PPOActor):
             for j in range(self.args.eval_n)
         ]
         stream = sample_stream(self.engine, requests, self.eval_sampling_params, in_flight=len(requests))
-        responses = [response for finished in stream for response in finished]
-        rewards, lengths = np.zeros(shape), np.zeros(shape)
-        graded = self.grade([response.text for response in responses], [r.request.reference for r in responses])
-        for response, reward in zip(responses, graded, strict=True):
-            rewards[response.request.key], lengths[response.request.key] = reward, response.tokens
-        return rewards, lengths
+        responses = sorted(chain.from_iterable(stream), key=lambda response: response.request.key)
+        rewards = self.grade([response.text for response in responses], [r.request.reference for r in responses])
+        return np.reshape(rewards, shape), np.reshape([float(response.tokens) for response in responses], shape)

@@ -37,12 +37,7 @@ class OfflineOptions:
 
 
 def check_sampling(options: OfflineOptions, prompt_max_length: int, model_config: dict) -> None:
-    """Refuse options that cannot work.
-
-    Args:
-        options: resolved.
-        prompt_max_length: tokens.
-        model_config: the model's config.json.
+    """Refuse resolved options that cannot work, with a model of this config.json.
 
     Raises:
         UsageError: with one sentence that says what to do.
@@ -91,12 +86,8 @@ def fingerprint(folder: Path) -> str | None:
 
 
 def open_engine(options: OfflineOptions, model_path: str, dtype, max_model_len: int, trust_remote_code: bool):
-    """A `SamplingEngine` in this process, which then is for this dtype; takes some 20 s.
-
-    Args:
-        dtype: torch's.
-        max_model_len: longest prompt and response together, tokens.
-    """
+    """A `SamplingEngine` in this process, which then is for this dtype (torch's); takes some 20 s. ``max_model_len``:
+    longest prompt and response together, tokens."""
     with importing():
         from actors import batch_invariant, runtime
 
@@ -119,11 +110,7 @@ def open_engine(options: OfflineOptions, model_path: str, dtype, max_model_len: 
 
 
 def sampling_params(options: OfflineOptions, stop: tuple[str, ...]):
-    """vLLM's parameters of one response, but for its seed.
-
-    Args:
-        stop: strings that end a response and stay in it.
-    """
+    """vLLM's parameters of one response, but for its seed; ``stop``: strings that end a response and stay in it."""
     import vllm
 
     return vllm.SamplingParams(

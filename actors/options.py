@@ -10,10 +10,10 @@ from tasks.options import Chosen
 class SamplingOptions:
     """The actor: how vLLM samples."""
 
-    rollout_batch_size: Chosen[int] = None
-    """prompts per step, over all processes (default 64)"""
-    num_samples: Chosen[int] = None
-    """responses per prompt: the group that the advantage is computed in (default 8)"""
+    rollout_batch_size: int = 64
+    """prompts per step, over all processes"""
+    num_samples: int = 8
+    """responses per prompt: the group that the advantage is computed in"""
     generate_max_length: Chosen[int] = None
     """a response is cut here, and then earns 0; tokens (embedded model: 24, else 8192)"""
     temperature: float = 1.0

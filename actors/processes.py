@@ -71,8 +71,4 @@ def gather(item: Any) -> list[Any]:
 
 def from_first(item: Any) -> Any:
     """The item of the process of rank 0, on every process."""
-    if not several():
-        return item
-    items = [item]
-    dist.broadcast_object_list(items, src=0)
-    return items[0]
+    return gather(item)[0]

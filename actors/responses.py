@@ -39,26 +39,16 @@ class Response:
 
 
 def response_seed(seed: int, problem: str, sample: int) -> int:
-    """The seed of one response: a function of the three, from 0 to below 2^63.
-
-    Args:
-        seed: of the whole evaluation.
-        problem: its id.
-        sample: 0 for the first response to the problem, and so on.
-    """
+    """The seed of one response, from 0 to below 2^63: a function of the evaluation's seed, the problem's id and the
+    response's number."""
     digest = hashlib.sha256(f"{seed}/{problem}/{sample}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def prompt_seed(seed: int, place: int) -> int:
-    """The seed of a prompt that is sampled several times: a function of the two, from 0 to below 2^62.
-
-    vLLM gives the i-th response this seed plus i, so that seeds must lie far apart, and stay below 2^63.
-
-    Args:
-        seed: of the step.
-        place: of the prompt in it.
-    """
+    """The seed of a prompt that is sampled several times, from 0 to below 2^62: a function of the step's seed and the
+    prompt's place in the step. vLLM gives the i-th response this seed plus i, so that seeds must lie far apart, and
+    stay below 2^63."""
     return int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0]) >> 2
 
 

@@ -59,11 +59,8 @@ def device() -> torch.device:
 def refuse_a_gpu_out_of_reach(present: tuple[Gpu, ...]) -> None:
     """A driver that is too old for this torch would turn the run into one on the CPU, without a word.
 
-    Args:
-        present: the GPUs that the driver shows to this process.
-
     Raises:
-        UsageError: there are some, and torch sees none.
+        UsageError: the driver shows GPUs to this process, ``present``, and torch sees none.
     """
     if not present or torch.cuda.is_available():
         return
@@ -138,11 +135,8 @@ def _quieten() -> None:
 
 def _load_no_compiler(for_vllm: bool) -> None:
     """torch.compile loads the compiler even where TORCH_COMPILE_DISABLE has it do nothing; so does vLLM, to tell it of
-    operators of its own, and goes on without where it cannot be imported.
-
-    Args:
-        for_vllm: vLLM will be used; it is loaded here.
-    """
+    operators of its own, and goes on without where it cannot be imported. ``for_vllm``: it will be used, and is loaded
+    here."""
     torch.compile = lambda model=None, **_: model if model is not None else lambda function: function
     if for_vllm and COMPILER not in sys.modules:
         sys.modules[COMPILER] = None  # Python's way to say that there is no such module
@@ -180,10 +174,8 @@ def _stand_in_for_cuda() -> None:
 
 
 def _let_deepspeed_train_fp16_on_cpu() -> None:
-    """DeepSpeed asks its accelerator whether FP16 is supported, and its CPU says no where products are not native.
-
-    They are correct all the same, and practical with `cpu_half`.
-    """
+    """DeepSpeed asks its accelerator whether FP16 is supported, and its CPU says no where products are not native. They
+    are correct all the same, and practical with `cpu_half`."""
     from deepspeed.accelerator import real_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from actors.launch import Launch
+from actors.launch import Launch, is_first
 from learners.model.config_file import check_model
 from learners.options.checks import check
 from learners.options.config import Config
@@ -32,6 +32,7 @@ def parse(arguments: list[str] | None = None, launch: Launch | None = None) -> C
         Annotated[Config, tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff],
         args=arguments,
         prog="train.py",
+        console_outputs=is_first(),
     )
     return complete(config, arguments, launch)
 

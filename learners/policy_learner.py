@@ -115,7 +115,7 @@ class PolicyLearner(PPOLearner):
         self.tokenizer = AutoTokenizer.from_pretrained(self.config.model_path, trust_remote_code=trusted)
         trained = (self.model, self.optimizer, self.scheduler)
         self.updater = Updater(self.config, self.strategy, *trained, self.reference, self.processes, self.tokenizer)
-        self.query_step = self.policy_sgd_step = self.skipped_updates = self.pi_beta_version = 0
+        self.query_step = self.policy_sgd_step = self.skipped_updates = 0
         self.steps_done, self.in_progress = 0, None
 
     def _load_policy(self) -> TokenLogProbs:
@@ -299,7 +299,7 @@ class PolicyLearner(PPOLearner):
         """Give the sampler the learner's weights. Returns seconds."""
         started = time.perf_counter()
         if self.config.lora.lora_sync == "adapter" and self.peft is not None:
-            tensors = dict(lora.adapter_tensors(self.causal_lm, weights.master, self.precision.sample))
+            tensors = lora.adapter_tensors(self.causal_lm, weights.master, self.precision.sample)
             with tempfile.TemporaryDirectory() as folder:
                 lora.save_adapter(self.peft, tensors, Path(folder))
                 self.actor.load_adapter(folder)
@@ -307,7 +307,6 @@ class PolicyLearner(PPOLearner):
             self.actor.engine.load_weights(self.sampler_weights())
         if self.args.vllm_sleep:
             self.actor.engine.wake_up(["kv_cache"])
-        self.pi_beta_version += 1
         return time.perf_counter() - started
 
     def save_models(self) -> None:
@@ -319,7 +318,7 @@ class PolicyLearner(PPOLearner):
         for folder in wanted:
             weights.save_whole(self.causal_lm, self.tokenizer, folder, dtype, self.precision.train, writes=first)
         if self.peft is not None and output.save_model:
-            tensors = dict(lora.adapter_tensors(self.causal_lm, weights.master, dtype))
+            tensors = lora.adapter_tensors(self.causal_lm, weights.master, dtype)
             if first:
                 lora.save_adapter(self.peft, tensors, self.log.folder / "adapter")
 

@@ -108,7 +108,7 @@ def messages(prompt, template, tokenizer) -> list[dict]:
     """Raises:
     AssertionError: VeRL would not sample from the very tokens that train.py samples from.
     """
-    if template.apply is None:
+    if template.text is None:
         made, chat_template = [{"role": "user", "content": f"{prompt.question} {BOXED_INSTRUCTION}"}], None
     else:
         text = template.apply(prompt.question)

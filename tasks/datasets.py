@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.answers.equality import ALTERNATIVES
@@ -21,30 +22,36 @@ def read_questions(
     split: str,
     flag: str,
     optional: bool = False,
-    rows: list[dict] | None = None,
+    others: Sequence[tuple[str, str]] = (),
 ) -> list[Example]:
     """Read the two columns of a dataset as text.
 
     Args:
-        source: see `read_rows`.
+        source: a .jsonl, .json, .csv or .parquet file, a folder (saved by `datasets`, or of such files), or a name on
+            the hub, with ":" and a configuration where it has several ("openai/gsm8k:main").
         input_key: column of the question, "outer.inner" for a field within one; a chat counts as its last user turn.
         output_key: column of the reference, likewise.
         split: which split to take where the source has several.
         flag: the option that named the source, for messages.
         optional: return [] where the source has no such split, instead of falling back on its only one.
-        rows: what `read_rows` gave, if it was asked already.
+        others: columns to take instead where it has no such two, the first that it has.
 
     Raises:
         UsageError: unreadable, empty, without the named columns, or with an empty question or reference.
     """
-    rows = read_rows(source, split, flag, optional) if rows is None else rows
+    if Path(source).is_file():
+        rows = None if optional else _read_file(Path(source), flag)
+    else:
+        rows = _read_dataset(source, split, flag, optional)
     if rows is None:
         return []
     require(bool(rows), f"{flag} {source} holds no problem; name a dataset that does.")
-    columns = ((input_key, "--input-key", question_text), (output_key, "--output-key", reference_text))
+    asked_for = (input_key, output_key)
+    keys = next((keys for keys in (asked_for, *others) if all(_has(rows[0], key) for key in keys)), asked_for)
+    columns = list(zip(keys, ("--input-key", "--output-key"), (question_text, reference_text), strict=True))
     for key, option, _ in columns:
         there = ", ".join(map(repr, rows[0]))
-        require(has_columns(rows[0], key), f"{flag} {source} has no column {key!r} (it has {there}); set {option}.")
+        require(_has(rows[0], key), f"{flag} {source} has no column {key!r} (it has {there}); set {option}.")
     texts = [[text_of(_field(row, key)) for row in rows] for key, _, text_of in columns]
     for (key, option, _), column in zip(columns, texts, strict=True):
         if "" in column:
@@ -55,12 +62,12 @@ def read_questions(
     return [Example(question, reference) for question, reference in zip(*texts, strict=True)]
 
 
-def has_columns(row: dict, *keys: str) -> bool:
-    """Whether a row has fields of these names, dotted names being fields within fields."""
-    return all(_field(row, key, missing := object()) is not missing for key in keys)
+def _has(row: dict, key: str) -> bool:
+    return _field(row, key, missing := object()) is not missing
 
 
 def _field(row: dict, key: str, default=None):
+    """Of a row; a dotted name is that of a field within a field."""
     if key in row:
         return row[key]
     outer, _, inner = key.partition(".")
@@ -97,25 +104,6 @@ def reference_text(answer) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def read_rows(source: str, split: str, flag: str, optional: bool = False) -> list[dict] | None:
-    """The rows of one split.
-
-    Args:
-        source: a .jsonl, .json, .csv or .parquet file, a folder (saved by `datasets`, or of such files), or a name on
-            the hub, with ":" and a configuration where it has several ("openai/gsm8k:main").
-        split: as in `read_questions`, as are ``flag`` and ``optional``.
-
-    Returns:
-        None where ``optional`` and there is no such split.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    if Path(source).is_file():
-        return None if optional else _read_file(Path(source), flag)
-    return _read_dataset(source, split, flag, optional)
-
-
 def _read_file(path: Path, flag: str) -> list[dict]:
     require(
         path.suffix in (".jsonl", ".json", ".csv", ".parquet"),
@@ -144,6 +132,7 @@ def _read_file(path: Path, flag: str) -> list[dict]:
 
 
 def _read_dataset(source: str, split: str, flag: str, optional: bool) -> list[dict] | None:
+    """None where ``optional`` and there is no such split."""
     name, _, configuration = source.partition(":")
     is_folder = Path(source).is_dir()
     if not is_folder:

@@ -74,11 +74,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the input
     for deadly in OVERTIME_SIGNALS:
         signal.signal(deadly, signal.SIG_DFL)
-    module, function = name.split(":")
-    compare = getattr(importlib.import_module(module), function)
-    warm_up = getattr(importlib.import_module(module), "warm_up", None)
-    if warm_up is not None:
-        warm_up()
+    module_name, function = name.split(":")
+    module = importlib.import_module(module_name)
+    compare = getattr(module, function)
+    getattr(module, "warm_up", lambda: None)()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
     def out_of_time(*_):

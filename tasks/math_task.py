@@ -11,23 +11,19 @@ def build(config) -> Task:
     from tasks.mixture import mix
 
     options = config.task
-    columns = (options.input_key, options.output_key)
-    sets = [read_questions(name, *columns, split="train", flag="--data") for name in options.data]
-    return graded_by_equality(config, "math", mix(sets, options.data_weights), held_out(config, [columns]))
+    sets = [read_questions(name, options.input_key, options.output_key, "train", "--data") for name in options.data]
+    return graded_by_equality(config, "math", mix(sets, options.data_weights), held_out(config))
 
 
-def held_out(config, columns: list[tuple[str, str]]) -> list[Example]:
+def held_out(config) -> list[Example]:
     """Evaluation problems: of --eval-data, or of the test splits that --data has; none if a run never evaluates."""
     from tasks.datasets import read_questions
 
-    if config.evaluation.eval_steps == 0:
-        return []
-    given = config.task.eval_data
-    sources, flag = ([given], "--eval-data") if given is not None else (config.task.data, "--data")
-    found = []
-    for source in sources:
-        for keys in columns:
-            found += read_questions(source, *keys, split="test", flag=flag, optional=given is None)
+    options, found = config.task, []
+    given = options.eval_data
+    sources, flag = ([given], "--eval-data") if given is not None else (options.data, "--data")
+    for source in sources if config.evaluation.eval_steps > 0 else ():
+        found += read_questions(source, options.input_key, options.output_key, "test", flag, optional=given is None)
     return found[: config.evaluation.max_eval]
 
 

@@ -57,7 +57,7 @@ def build_prompts(examples: list[Example], template: Template, tokenizer, max_le
     Raises:
         UsageError: the template needs a chat template that the tokenizer lacks, or every prompt is too long.
     """
-    if template.apply is None and not getattr(tokenizer, "chat_template", None):
+    if template.text is None and not getattr(tokenizer, "chat_template", None):
         raise UsageError(
             "The model's tokenizer has no chat template; choose a --prompt-template, such as qwen_math or no."
         )

@@ -13,7 +13,7 @@ from tasks.task import Task, register
 from tasks.templates import TEMPLATES
 
 LAYOUTS = [("problem", "answer"), ("question", "answer"), ("prompt", "reward_model.ground_truth")]
-"""columns of the question and the reference, in the order in which they are looked for"""
+"""columns of the question and the reference: the first that are there, where those asked for are not"""
 
 
 def card_of(source: str) -> dict:
@@ -34,21 +34,16 @@ def template_of(data: tuple[str, ...]) -> str:
 @register("sanity", template=template_of, needs_data="a folder of scripts/build_sanity_set.py, a file or a hub name")
 def build(config) -> Task:
     """Problems of one or more sanity sets, graded by mathematical equality."""
-    from tasks.datasets import has_columns, read_questions, read_rows
+    from tasks.datasets import read_questions
     from tasks.math_task import graded_by_equality, held_out
     from tasks.mixture import mix
 
-    options = config.task
-    chosen = (options.input_key, options.output_key)
-    layouts = [chosen, *(layout for layout in LAYOUTS if layout != chosen)]
-    sets, found = [], chosen
+    options, sets = config.task, []
     for name in options.data:
         problems = Path(name) / "problems.jsonl"
         source = str(problems) if problems.is_file() else name
         if Path(name).is_dir() and card_of(name) and not problems.is_file():
             raise UsageError(f"--data {name} has a card.json but no problems.jsonl; build the set again.")
-        rows = read_rows(source, "train", "--data")
-        found = next((layout for layout in layouts if rows and has_columns(rows[0], *layout)), chosen)
-        sets.append(read_questions(source, *found, split="train", flag="--data", rows=rows))
-    test = held_out(config, [chosen]) if options.eval_data is not None else []
+        sets.append(read_questions(source, options.input_key, options.output_key, "train", "--data", others=LAYOUTS))
+    test = held_out(config) if options.eval_data is not None else []
     return graded_by_equality(config, "sanity", mix(sets, options.data_weights), test)

@@ -13,10 +13,6 @@ from typing import Any, NamedTuple
 
 from tasks.templates import Template
 
-Build = Callable[[Any], "Task"]
-"""makes the task of a run's resolved options, of which it reads ``task``, ``evaluation`` and ``training.seed``; raises
-UsageError where its data will not do"""
-
 
 @dataclass(frozen=True)
 class Example:
@@ -49,7 +45,9 @@ class Task:
 class TaskKind(NamedTuple):
     """An entry of the registry."""
 
-    build: Build
+    build: Callable[[Any], Task]
+    """makes the task of a run's resolved options, of which it reads ``task``, ``evaluation`` and ``training.seed``;
+    raises UsageError where its data will not do"""
     template: Callable[[tuple[str, ...]], str]
     """``--data`` -> the prompt template where none is asked for"""
     needs_data: str | None
@@ -68,7 +66,7 @@ def register(name: str, template: str | Callable[[tuple[str, ...]], str] = "chat
         needs_data: what ``--data`` names, if the task needs it.
     """
 
-    def keep(build: Build) -> Build:
+    def keep(build: Callable[[Any], Task]):
         REGISTERED[name] = TaskKind(build, template if callable(template) else lambda _: template, needs_data)
         return build
 

@@ -49,12 +49,12 @@ assert (config.objective.advantage, config.sampling.max_sampling_rounds) == ("gr
 REJECTION = """
 import torch
 from learners.command_line import parse
-from learners.objectives import REJECTIONS, Compared
+from learners.objectives import REJECTIONS, PolicyBatch
 
 assert parse(["--reject", "unlikely", "geo"]).objective.veto_below == 1e-4
 log_mu = torch.tensor([[-1.0, -20.0, -20.0]])
-compared = Compared(log_mu, log_mu, torch.tensor([[True, True, False]]), torch.ones(1))
-assert REJECTIONS["unlikely"](compared).tolist() == [[True, False, False]]
+batch = PolicyBatch(log_mu, log_mu, torch.ones(1), torch.tensor([[True, True, True]]))
+assert REJECTIONS["unlikely"](batch).tolist() == [[True, False, False]]
 """
 WHAT_IT_DOES = {"An objective": OBJECTIVE, "A rejection": REJECTION, "A task": TASK, "A preset": PRESET}
 

@@ -54,22 +54,25 @@ def test_a_batch_is_the_first_mixed_prompts_and_always_full(mixed, wanted, max_r
     assert made.prompts == first_mixed + first_equal[: wanted - len(first_mixed)]
     assert [t.prompt for t in made.transitions] == [prompt for prompt in made.prompts for _ in range(2)]
     assert len(made.prompts) == wanted
-    assert made.filled == wanted - len(first_mixed)
-    assert made.filled == 0 or made.rounds == max_rounds, "it stops short only where the rounds are over"
-    assert (made.sampled, made.equal) == (sampler.position, len(first_equal))
-    assert all(t.info == {"actor/generate_time": made.rounds, "actor/num_data": 2 * made.sampled}
+    rounds, sampled, dropped, filled = (
+        made.metrics[f"sampling/{name}"] for name in ("rounds", "prompts", "dropped_prompts", "filled_prompts")
+    )
+    assert filled == wanted - len(first_mixed)
+    assert filled == 0 or rounds == max_rounds, "it stops short only where the rounds are over"
+    assert (sampled, dropped + filled) == (sampler.position, len(first_equal))
+    assert all(t.info == {"actor/generate_time": rounds, "actor/num_data": 2 * sampled}
                for t in made.transitions)  # fmt: skip
 
 
 def test_no_round_is_spent_on_a_full_batch():
     sampler = Sampler(range(10))
-    assert sampler.collect(4, 5).rounds == 1
+    assert sampler.collect(4, 5).metrics["sampling/rounds"] == 1
     assert sampler.calls == [(0, 4)]
 
 
 def test_later_rounds_draw_what_should_do():
     sampler = Sampler({0, 1, 5, 6, 7, 8, 9, 10})  # of the first 4, half
-    assert sampler.collect(4, 5).rounds == 2
+    assert sampler.collect(4, 5).metrics["sampling/rounds"] == 2
     assert sampler.calls == [(0, 4), (1, 4)]
     assert prompts_to_draw(8, 6, 8) == 3
     assert prompts_to_draw(8, 0, 8) == 8

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.objectives import REJECTIONS, Compared
+from learners.objectives import REJECTIONS, PolicyBatch
 
 SPREADS = {"near": 0.02, "apart": 0.5, "far": 8.0}  # of log pi/mu
 
 
-def random_comparison(seed: int, rows: int, width: int) -> tuple[Compared, np.random.Generator]:
+def random_comparison(seed: int, rows: int, width: int) -> tuple[PolicyBatch, np.random.Generator]:
     """Responses of 0 to `width` tokens with gaps, FP64; what lies outside the mask must never be read."""
     rng = np.random.default_rng(seed)
     mask = rng.random((rows, width)) < 0.7
@@ -22,7 +22,7 @@ def random_comparison(seed: int, rows: int, width: int) -> tuple[Compared, np.ra
     mu_logp = np.minimum(logp + rng.normal(0, SPREADS[rng.choice(list(SPREADS))], mask.shape), -1e-3)
     junk = np.where(mask, 0.0, np.nan)
     advantages = rng.choice([-1.0, 0.0, 1.0], rows) * rng.uniform(0.1, 2, rows)
-    return Compared(*map(torch.tensor, (logp + junk, mu_logp + junk, mask, advantages))), rng
+    return PolicyBatch(*map(torch.tensor, (logp + junk, mu_logp + junk, advantages, mask))), rng
 
 
 def binary_kl(p: float, q: float) -> float:
@@ -78,8 +78,8 @@ def draw_thresholds(name: str, rng: np.random.Generator) -> dict[str, float]:
 def test_what_is_kept_equals_plain_python(name, seed, rows, width):
     compared, rng = random_comparison(seed, rows, width)
     thresholds = draw_thresholds(name, rng)
-    made, verdict = (of(compared, **thresholds) for of in (REJECTIONS[name], REJECTIONS[name].verdict))
-    assert made.shape == (rows, width)
+    verdict = REJECTIONS[name](compared, **thresholds)
+    made = verdict & compared.mask
     assert verdict.shape == (rows, 1 if name in RESPONSES else width)
     for i in range(rows):
         places = np.flatnonzero(compared.mask[i].numpy())
@@ -92,7 +92,6 @@ def test_what_is_kept_equals_plain_python(name, seed, rows, width):
         else:
             expected = [TOKENS[name](p, m, thresholds) for p, m in tokens]
         assert made[i, places].tolist() == expected
-    assert not made[~compared.mask].any()
 
 
 @pytest.mark.parametrize("name", [*RESPONSES, *TOKENS, *ALL_TOGETHER])
@@ -100,8 +99,8 @@ def test_each_rejects_something_and_keeps_something_at_its_defaults(name):
     """One response as the engines agree, one as they differ."""
     logp = torch.tensor([[-1.0, -2.0], [-1.0, -20.0], [-1.0, -2.0]], dtype=torch.float64)
     mu_logp = torch.tensor([[-1.0, -2.0001], [-1.0, -2.0], [-15.0, -2.0]], dtype=torch.float64)
-    compared = Compared(logp, mu_logp, torch.ones(3, 2, dtype=torch.bool), torch.tensor([-1.0, -1.0, -1.0]))
-    made = REJECTIONS[name](compared)
+    compared = PolicyBatch(logp, mu_logp, torch.tensor([-1.0, -1.0, -1.0]), torch.ones(3, 2, dtype=torch.bool))
+    made = REJECTIONS[name](compared) & compared.mask
     assert made[0].all()
     assert not made[1, 1], "far below mu"
     assert made[2, 0] == (name in ("veto", "opsm")), "far above mu, which these two allow"
@@ -131,7 +130,7 @@ def test_m2po_rejects_the_fewest_tokens_that_it_takes(log_weights, gaps, cap):
     log_weight[places] = torch.tensor([x / 4 for x in log_weights], dtype=torch.float64)
     mu_logp = torch.full(mask.shape, -4.0, dtype=torch.float64)
     shape = (6, width)
-    compared = Compared((mu_logp + log_weight).view(shape), mu_logp.view(shape), mask.view(shape), torch.ones(6))
+    compared = PolicyBatch((mu_logp + log_weight).view(shape), mu_logp.view(shape), torch.ones(6), mask.view(shape))
     made = REJECTIONS["m2po"](compared, m2_cap=cap / 64)
     kept = [x for x, keep in zip(log_weights, made.flatten()[places].tolist(), strict=True) if keep]
     rejected = [x for x, keep in zip(log_weights, made.flatten()[places].tolist(), strict=True) if not keep]
@@ -145,12 +144,14 @@ def test_m2po_rejects_the_fewest_tokens_that_it_takes(log_weights, gaps, cap):
 def test_m2po_looks_at_all_responses_together_and_the_others_at_their_own():
     """Whether a response is kept does not depend on what stands beside it, but under m2po."""
     compared, _ = random_comparison(5, 8, 6)
-    row = lambda i: Compared(*(tensor[i : i + 1] for tensor in vars(compared).values()))
+    parts = (compared.logp, compared.mu_logp, compared.advantages, compared.mask)
+    row = lambda i: PolicyBatch(*(tensor[i : i + 1] for tensor in parts))
     for name, made in REJECTIONS.items():
         chosen = {"m2_cap": 0.5 * compared.log_weight.square().mean().item()} if name == "m2po" else {}
         apart = torch.cat([made(row(i), **chosen) for i in range(8)])
-        assert torch.equal(made(compared, **chosen), apart) != made.needs_all, name
-    nothing = Compared(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool), torch.ones(2))
+        together = made(compared, **chosen)
+        assert torch.equal(together & compared.mask, apart & compared.mask) != made.needs_all, name
+    nothing = PolicyBatch(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2), torch.zeros(2, 3, dtype=torch.bool))
     assert not REJECTIONS["m2po"](nothing).any()
 
 
@@ -166,6 +167,8 @@ def test_what_leaves_or_looks_at_all_needs_pi_old():
 def test_single_precision_decides_as_double(name):
     """Log-probabilities come in FP32; near agreement w - 1 - log w and 1 - p would be lost to cancellation."""
     compared, _ = random_comparison(11, 64, 12)
-    small = Compared(*(t.float() if t.is_floating_point() else t for t in vars(compared).values()))
+    parts = (compared.logp, compared.mu_logp, compared.advantages)
+    small = PolicyBatch(*(part.float() for part in parts), compared.mask)
     agree = REJECTIONS[name](compared) == REJECTIONS[name](small)
+    agree = agree.expand_as(compared.mask) | ~compared.mask
     assert agree.double().mean() > 0.99

@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from learners.objectives import OBJECTIVES, REJECTIONS, Compared, PolicyBatch
+from learners.objectives import OBJECTIVES, REJECTIONS, PolicyBatch
 
 
 class ToyPolicies:
@@ -63,8 +63,7 @@ class ToyPolicies:
     def keeps(self, reject: str, **thresholds: float) -> torch.Tensor:
         """(sequences, steps) bool: what a rejection leaves."""
         batch = self.batch()
-        compared = Compared(batch.logp.detach(), batch.mu_logp, batch.mask, batch.advantages)
-        return REJECTIONS[reject](compared, **thresholds)
+        return REJECTIONS[reject](batch, **thresholds) & batch.mask
 
     def expected_gradient(self, name: str, keeps: torch.Tensor | None = None, **thresholds: float) -> torch.Tensor:
         """Expectation under mu of minus the objective's gradient: sum over sequences of mu(sequence) x gradient."""

@@ -33,7 +33,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.torch_dtypes import PrecisionType
 
 from learners.command_line import parse
-from learners.objectives import OBJECTIVES, REJECTIONS, Compared, PolicyBatch
+from learners.objectives import OBJECTIVES, REJECTIONS, PolicyBatch
 from learners.objectives.advantages import ADVANTAGES
 from learners.objectives.aggregation import UpdateCounts, aggregate
 from learners.objectives.weights import importance_weight, limits_of
@@ -149,7 +149,7 @@ def our_gradient(config, batch) -> tuple[torch.Tensor, torch.Tensor, float]:
         weight, _ = importance_weight(made.weighs, log_weight, **limits_of(thresholds))
         loss = loss / (weight[batch["mask"]] if made.weighs == "token" else weight).mean()
     keep = batch["mask"]
-    compared = Compared(logp.detach() if old is None else old, batch["mu"], batch["mask"], advantages)
+    compared = PolicyBatch(logp.detach() if old is None else old, batch["mu"], advantages, batch["mask"])
     for rejection in (REJECTIONS[name] for name in config.objective.reject):
         keep = keep & rejection(compared, **{name: getattr(config.objective, name) for name in rejection.thresholds})
     loss = loss.where(keep, loss.new_zeros(()))

@@ -21,10 +21,6 @@ from tasks.errors import require
 UNFINISHED = ".unfinished"
 
 
-class DamagedError(ValueError):
-    """A checkpoint is incomplete or not what was written; the message says which file."""
-
-
 def name_of(steps: int, updates: int = 0) -> str:
     """Of the checkpoint after so many steps, and so many updates of the next one; sorts by age."""
     return f"step-{steps:06d}" + (f"-update-{updates:04d}" if updates else "")
@@ -125,39 +121,31 @@ def find_checkpoint(run: Path, resume: str) -> tuple[Path | None, list[str]]:
 
 def _damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None; the processes look together, each at its share of the files."""
-    own = None
-    try:
-        verify(checkpoint, *place())
-    except DamagedError as error:
-        own = str(error)
-    return next(filter(None, gather(own)), None)
+    return next(filter(None, gather(verify(checkpoint, *place()))), None)
 
 
-def verify(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
-    """Compare a checkpoint with its manifest.
+def verify(checkpoint: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What makes a checkpoint another than its manifest says (a file is missing, of another size, or has another
+    checksum), as a sentence; None if nothing does.
 
     Args:
         part: which of ``parts`` shares of its files; all shares together are all files, the largest spread evenly.
-
-    Raises:
-        DamagedError: a file is missing, of another size, or has another checksum.
     """
     where = f"Checkpoint {checkpoint}"
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())["files"]
         by_size = sorted(files.items(), key=lambda file: -file[1]["bytes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{where} is incomplete: {MANIFEST} cannot be read ({type(error).__name__}).") from error
+        return f"{where} is incomplete: {MANIFEST} cannot be read ({type(error).__name__})."
     for name, what in by_size[part::parts]:
         path = checkpoint / name
         if not path.is_file():
-            raise DamagedError(f"{where} is incomplete: {name} is missing.")
+            return f"{where} is incomplete: {name} is missing."
         if path.stat().st_size != what["bytes"]:
-            raise DamagedError(
-                f"{where} is damaged: {name} has {path.stat().st_size} bytes instead of {what['bytes']}."
-            )
+            return f"{where} is damaged: {name} has {path.stat().st_size} bytes instead of {what['bytes']}."
         if _sum(path) != what["sha256"]:
-            raise DamagedError(f"{where} is damaged: {name} is not what was written (its checksum differs).")
+            return f"{where} is damaged: {name} is not what was written (its checksum differs)."
+    return None
 
 
 def _attempt(action: Callable[[], object]) -> str | None:

@@ -1,7 +1,6 @@
 """Being told to stop: SIGTERM and SIGUSR1, which Slurm sends before a time limit or a pre-emption."""
 
 import signal
-from types import FrameType
 
 from actors.processes import gather
 
@@ -24,8 +23,7 @@ class Interruption:
             signal.signal(number, self._note)
         return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _note(self, number: int, _frame) -> None:
         self._received = signal.Signals(number).name
         for again in self.SIGNALS:
             signal.signal(again, signal.SIG_DFL)

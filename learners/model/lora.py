@@ -6,7 +6,7 @@ sampler is given the sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,13 +50,8 @@ def is_adapter(name: str) -> bool:
 
 
 def merged(layer: nn.Module, base: Tensor, master: Callable[[nn.Parameter], Tensor]) -> Tensor:
-    """W + alpha / rank x B A of an adapted linear layer, in FP32 (LoRA, arXiv 2106.09685, equation 3).
-
-    Args:
-        layer: peft's.
-        base: its frozen weight.
-        master: gives the FP32 master of a parameter.
-    """
+    """W + alpha / rank x B A of an adapted linear layer, in FP32 (LoRA, arXiv 2106.09685, equation 3): W is its frozen
+    weight ``base``, A and B are the FP32 masters, which ``master`` gives of parameters."""
     down, up = master(layer.lora_A[ADAPTER].weight), master(layer.lora_B[ADAPTER].weight)
     return base.float() + layer.scaling[ADAPTER] * (up.float() @ down.float())
 
@@ -73,19 +68,12 @@ def plain_name(name: str) -> str:
 
 def adapter_tensors(
     model: nn.Module, master: Callable[[nn.Parameter], Tensor], dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """(name in the model, tensor in ``dtype`` on the CPU) of every part of every adapter, from the FP32 masters."""
-    for name, parameter in model.named_parameters():
-        if is_adapter(name):
-            yield name, master(parameter).to("cpu", dtype)
+) -> dict[str, Tensor]:
+    """Every part of every adapter in ``dtype`` on the CPU, from the FP32 masters, by its name in the model."""
+    parts = model.named_parameters()
+    return {name: master(parameter).to("cpu", dtype) for name, parameter in parts if is_adapter(name)}
 
 
 def save_adapter(peft: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write an adapter in peft's format.
-
-    Args:
-        peft: the model, for its configuration.
-        tensors: from `adapter_tensors`.
-        folder: made if needed.
-    """
+    """Write an adapter, from `adapter_tensors`, in peft's format; the model is asked for its configuration."""
     peft.save_pretrained(folder, state_dict={f"base_model.model.{name}": tensor for name, tensor in tensors.items()})

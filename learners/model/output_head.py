@@ -84,7 +84,7 @@ class ChosenLogProbs(torch.autograd.Function):
                 hidden_gradient[rows] = logits @ matrix
             if of_weight:
                 part = logits.t() @ states.to(logits.dtype)
-                weight_gradient = part if weight_gradient is None else _sum_in_fp32(weight_gradient, part)
+                weight_gradient = part if weight_gradient is None else weight_gradient.float().add_(part)
             if of_bias:
                 part = logits.sum(0, dtype=torch.float32)
                 bias_gradient = part if bias_gradient is None else bias_gradient + part
@@ -115,10 +115,6 @@ def _to_gradient(logits: Tensor, targets: Tensor, normaliser: Tensor, gradient: 
         part.scatter_add_(1, targets[block, None], scale[block])
         if part.data_ptr() != logits[block].data_ptr():
             logits[block] = part
-
-
-def _sum_in_fp32(total: Tensor, part: Tensor) -> Tensor:
-    return (total if total.dtype == torch.float32 else total.float()).add_(part)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

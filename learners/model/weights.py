@@ -63,14 +63,8 @@ def whole_weights(model: nn.Module, dtype: torch.dtype, train_dtype: torch.dtype
 def save_whole(
     model: nn.Module, tokenizer, folder: Path, dtype: torch.dtype, train_dtype: torch.dtype, writes: bool
 ) -> None:
-    """Write a plain Hugging Face model, which transformers and vLLM load.
-
-    Args:
-        model, dtype, train_dtype: see `whole_weights`.
-        tokenizer: saved beside it.
-        folder: made if needed.
-        writes: whether this process is the one that writes; all must call this.
-    """
+    """Write a plain Hugging Face model, which transformers and vLLM load, and its tokenizer beside it. All processes
+    call this, and the one that ``writes`` does; for the rest see `whole_weights`."""
     state = {}
     for name, tensor in whole_weights(model, dtype, train_dtype):
         if writes:

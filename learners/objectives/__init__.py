@@ -17,5 +17,5 @@ Formulas: "Defeating the Training-Inference Mismatch via FP16" (arXiv 2510.26788
 from learners.objectives import policy_gradients, surrogates, trust_regions  # noqa: F401 - so that they register
 from learners.objectives.batch import OBJECTIVES, Objective, PolicyBatch  # noqa: F401
 from learners.objectives.recipes import RECIPES, THRESHOLDS, defaults  # noqa: F401
-from learners.objectives.rejections import REJECTIONS, Compared  # noqa: F401
+from learners.objectives.rejections import REJECTIONS  # noqa: F401
 from learners.objectives.trust_regions import reference_kl  # noqa: F401

@@ -35,16 +35,8 @@ def group_std(rewards: Tensor, group_size: int) -> Tensor:
 
 def overlong_punishment(lengths: Tensor, max_length: int, buffer: int) -> Tensor:
     """DAPO's soft punishment of long responses (arXiv 2503.14476, eq. 13): 0 up to ``max_length - buffer`` tokens, then
-    falling linearly to -1 at ``max_length``; what is added to the reward.
-
-    Args:
-        lengths: (B,) tokens.
-        max_length: of a response, tokens.
-        buffer: the last so many of them are punished; 0 punishes nothing.
-
-    Returns:
-        (B,) FP32, from -1 to 0.
-    """
+    falling linearly to -1 at ``max_length``; a buffer of 0 punishes nothing. Of (B,) lengths in tokens (B,) FP32, to be
+    added to the reward."""
     if not buffer:
         return lengths.new_zeros(lengths.shape).float()
     return ((max_length - buffer - lengths) / buffer).float().clamp(-1.0, 0.0)

@@ -53,11 +53,9 @@ def vespo(
     """-phi(w) A log pi with phi(w) = w^k exp(lambda (1 - w)) and w = prod_t pi / mu: 1 at w = 1, largest (1.2) at
     k / lambda and falling to 0 both ways; k and lambda by the sign of A (VESPO, arXiv 2602.10693)."""
     log_weight = batch.log_ratio(batch.logp, batch.mu_logp, "sequence")
-    positive = batch.advantages[:, None] >= 0
-    k = log_weight.new_full((), vespo_k_negative).where(~positive, log_weight.new_full((), vespo_k_positive))
-    lam = log_weight.new_full((), vespo_lambda_negative).where(
-        ~positive, log_weight.new_full((), vespo_lambda_positive)
-    )
+    positive = (batch.advantages[:, None] >= 0).to(log_weight)
+    k = vespo_k_positive * positive + vespo_k_negative * (1 - positive)
+    lam = vespo_lambda_positive * positive + vespo_lambda_negative * (1 - positive)
     weight = log_weight.exp()
     phi = (k * log_weight + lam * (1 - weight)).exp()
     return -phi * batch.gain, {"sequence_weight": weight, "phi": phi}

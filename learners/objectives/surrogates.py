@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from learners.objectives.batch import PolicyBatch, Statistics, finite_exp, objective, share
+from learners.objectives.batch import PolicyBatch, Statistics, finite_exp, objective
 from learners.objectives.weights import importance_weight, limits_of
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ def clipped_surrogate(
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
     loss = plain.maximum(clipped)
-    statistics = {"ratio": ratio.detach(), "clip_fraction": share(clipped > plain)}
+    statistics = {"ratio": ratio.detach(), "clip_fraction": (clipped > plain).double()}
     if dual_clip:
         bound = -advantages * dual_clip
         above = (advantages < 0) & (loss > bound)
         loss = bound.expand_as(loss).where(above, loss)
-        statistics["dual_clip_fraction"] = share(above)
+        statistics["dual_clip_fraction"] = above.double()
     return loss, statistics
 
 
@@ -77,8 +77,7 @@ for name, level, limits in (
 def sequence_surrogate(batch: PolicyBatch, base_logp: Tensor, **clips: float) -> tuple[Tensor, Statistics]:
     """The clipped surrogate in the sequence's ratio s = exp(mean_t(log pi - base)), which each token carries as
     sg(s) pi / sg(pi) (GSPO-token, arXiv 2507.18071)."""
-    lengths = batch.mask.sum(1, keepdim=True)
-    mean_log_ratio = batch.log_ratio(batch.logp, base_logp, "sequence") / lengths.clamp(min=1)
+    mean_log_ratio = batch.mean((batch.logp - base_logp).detach())
     own = batch.inside(batch.logp - batch.logp.detach()).exp()  # 1, with the gradient of log pi
     return clipped_surrogate(finite_exp(mean_log_ratio) * own, batch.advantages[:, None], **clips)
 
@@ -103,9 +102,8 @@ def gmpo(batch: PolicyBatch, clip_low: float, clip_high: float) -> tuple[Tensor,
     log_ratio = batch.inside(batch.logp - batch.old_logp)
     clipped = log_ratio.clamp(-clip_low, clip_high)
     used = log_ratio.minimum(clipped).where(advantages >= 0, log_ratio.maximum(clipped))
-    mean = used.sum(1, keepdim=True) / batch.mask.sum(1, keepdim=True).clamp(min=1)
-    statistics = {"ratio": log_ratio.detach().exp(), "clip_fraction": share(used != log_ratio)}
-    return (-advantages * mean.exp()).expand_as(log_ratio), statistics
+    statistics = {"ratio": log_ratio.detach().exp(), "clip_fraction": (used != log_ratio).double()}
+    return (-advantages * batch.mean(used).exp()).expand_as(log_ratio), statistics
 
 
 @objective("sapo", needs_pi_old=True, sapo_tau_positive=1.0, sapo_tau_negative=1.05)
@@ -113,7 +111,8 @@ def sapo(batch: PolicyBatch, sapo_tau_positive: float, sapo_tau_negative: float)
     """-A (4 / tau) sigmoid(tau (r - 1)) with r = pi / pi_old and tau by the sign of A: a gate in place of the clip,
     whose slope is 1 at r = 1 and fades both ways (SAPO, arXiv 2511.20347)."""
     advantages, ratio = batch.advantages[:, None], batch.ratio
-    tau = ratio.new_full((), sapo_tau_positive).where(advantages > 0, ratio.new_full((), sapo_tau_negative))
+    positive = (advantages > 0).to(ratio)
+    tau = sapo_tau_positive * positive + sapo_tau_negative * (1 - positive)
     gate = (tau * (ratio.detach() - 1)).sigmoid()
     soft = (tau * (ratio - 1)).sigmoid() * 4 / tau
     return -advantages * soft, {"ratio": ratio.detach(), "gate": 4 * gate * (1 - gate)}
@@ -125,4 +124,4 @@ def cispo(batch: PolicyBatch, clip_low: float, clip_high: float) -> tuple[Tensor
     dropped (MiniMax-M1, arXiv 2506.13585; the upper end at 5 as in ScaleRL, arXiv 2510.13786; none below)."""
     ratio = batch.ratio.detach()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -weight * batch.gain, {"ratio": ratio, "clip_fraction": share(weight != ratio)}
+    return -weight * batch.gain, {"ratio": ratio, "clip_fraction": (weight != ratio).double()}

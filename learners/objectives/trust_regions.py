@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from learners.objectives.batch import PolicyBatch, Statistics, finite_exp, objective, share
+from learners.objectives.batch import PolicyBatch, Statistics, finite_exp, objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ def masked_surrogate(batch: PolicyBatch, divergence: Tensor, delta: float, tau: 
     loss = (-advantages * ratio).where(~dropped, ratio.new_zeros(()))
     if tau:
         loss = loss + tau * log_ratio.square()
-    return loss, {"ratio": ratio.detach(), "masked_fraction": share(dropped)}
+    return loss, {"ratio": ratio.detach(), "masked_fraction": dropped.double()}
 
 
 def bernoulli_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

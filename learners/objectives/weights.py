@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from learners.objectives.batch import Statistics, share
+from learners.objectives.batch import Statistics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,14 +36,14 @@ def importance_weight(
     statistics = {f"{level}_weight": weight}
     used = log_weight.clamp(-log_weight_clamp, log_weight_clamp).exp() if log_weight_clamp else weight
     if tis_cap is not None:
-        statistics["truncated_fraction"] = share(weight > tis_cap)
+        statistics["truncated_fraction"] = (weight > tis_cap).double()
         used = used.clamp(max=tis_cap)
     if mis_cap is not None:
-        statistics["masked_fraction"] = share(weight > mis_cap)
+        statistics["masked_fraction"] = (weight > mis_cap).double()
         used = used.where(used <= mis_cap, used.new_zeros(()))
     if icepop_low is not None:
         inside = (weight >= icepop_low) & (weight <= icepop_high)
-        statistics["masked_fraction"] = share(~inside)
+        statistics["masked_fraction"] = (~inside).double()
         used = used.where(inside, used.new_zeros(()))
     return used, statistics
 

@@ -3,6 +3,7 @@
 from actors.launch import Launch
 from learners.objectives import OBJECTIVES, REJECTIONS, THRESHOLDS
 from learners.options.config import Config
+from learners.options.groups import LOSS_SCALING
 from tasks.arithmetic.problems import LEVELS
 from tasks.errors import flag, require, require_number
 from tasks.registry import TASKS
@@ -76,15 +77,9 @@ def _check_shares(config: Config, asked_for: dict, launch: Launch) -> None:
         f"A step samples {config.sampling.rollout_batch_size} prompts x {config.sampling.num_samples} responses = "
         f"{total}, which --train-batch-size {update} does not divide; choose a divisor of {total}.",
     )
-    require(
-        config.sampling.rollout_batch_size % processes == 0,
-        f"--rollout-batch-size {config.sampling.rollout_batch_size} does not divide among {processes} processes; "
-        "make it a multiple of them.",
-    )
-    require(
-        update % processes == 0,
-        f"--train-batch-size {update} does not divide among {processes} processes; make it a multiple of them.",
-    )
+    for option, size in (("--rollout-batch-size", config.sampling.rollout_batch_size), ("--train-batch-size", update)):
+        sentence = f"{option} {size} does not divide among {processes} processes; make it a multiple of them."
+        require(size % processes == 0, sentence)
     micro, tokens = asked_for["micro_batch_size"], asked_for["micro_batch_tokens"]
     require(
         micro is None or tokens is None,
@@ -148,7 +143,7 @@ def _check_lora(config: Config, asked_for: dict) -> None:
 
 def _check_precision(config: Config) -> None:
     precision, default = config.precision, type(config.precision)()
-    for name in ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
+    for name in LOSS_SCALING:
         untouched = getattr(precision, name) == getattr(default, name)
         require(
             untouched or precision.train_dtype == "fp16",

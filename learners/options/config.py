@@ -12,18 +12,7 @@ from actors.devices import gpus
 from actors.launch import Launch
 from actors.options import SamplingOptions
 from learners.objectives import defaults
-from learners.options.groups import (
-    EMBEDDED,
-    EvaluationOptions,
-    LoraOptions,
-    MemoryOptions,
-    ModelOptions,
-    ObjectiveOptions,
-    OriginOptions,
-    OutputOptions,
-    PrecisionOptions,
-    TrainingOptions,
-)
+from learners.options import groups
 from tasks.arithmetic.model import CHECKPOINT
 from tasks.options import TaskOptions
 from tasks.registry import TASKS
@@ -33,13 +22,9 @@ DEFAULTS_BY_MODEL = {
     "model.gradient_checkpointing": (False, True),
     "task.prompt_max_length": (32, 1024),
     "sampling.generate_max_length": (24, 8192),
-    "sampling.rollout_batch_size": (64, 64),
-    "sampling.num_samples": (8, 8),
-    "training.train_batch_size": (128, 128),
     "training.lr_scheduler": ("linear", "constant"),
     "training.lr_warmup_ratio": (0.1, 0.0),
     "training.max_steps": (60, None),
-    "evaluation.eval_steps": (20, 20),
     "evaluation.max_eval": (256, 512),
 }
 
@@ -51,21 +36,21 @@ class Config:
     With no option it trains the embedded model on the embedded task on whatever device is there.
     """
 
-    origin: OriginOptions = field(default_factory=OriginOptions)
-    precision: PrecisionOptions = field(default_factory=PrecisionOptions)
-    model: ModelOptions = field(default_factory=ModelOptions)
+    origin: groups.OriginOptions = field(default_factory=groups.OriginOptions)
+    precision: groups.PrecisionOptions = field(default_factory=groups.PrecisionOptions)
+    model: groups.ModelOptions = field(default_factory=groups.ModelOptions)
     task: TaskOptions = field(default_factory=TaskOptions)
-    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    objective: groups.ObjectiveOptions = field(default_factory=groups.ObjectiveOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    memory: MemoryOptions = field(default_factory=MemoryOptions)
-    lora: LoraOptions = field(default_factory=LoraOptions)
-    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
-    output: OutputOptions = field(default_factory=OutputOptions)
+    training: groups.TrainingOptions = field(default_factory=groups.TrainingOptions)
+    memory: groups.MemoryOptions = field(default_factory=groups.MemoryOptions)
+    lora: groups.LoraOptions = field(default_factory=groups.LoraOptions)
+    evaluation: groups.EvaluationOptions = field(default_factory=groups.EvaluationOptions)
+    output: groups.OutputOptions = field(default_factory=groups.OutputOptions)
 
     @property
     def is_embedded(self) -> bool:
-        return self.model.model == EMBEDDED
+        return self.model.model == groups.EMBEDDED
 
     @property
     def is_small(self) -> bool:
@@ -94,11 +79,6 @@ class Config:
     def needs_memory_plan(self) -> bool:
         """Whether memory decides: a real model on a GPU, or planned for one. The embedded model always fits."""
         return not self.is_small and (self.memory.plan or bool(gpus()))
-
-    @property
-    def sleeps(self) -> bool:
-        """Whether vLLM sleeps while the learner works."""
-        return self.sampling.vllm_sleep_level > 0
 
     @property
     def max_model_len(self) -> int:

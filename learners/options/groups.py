@@ -13,6 +13,7 @@ from learners.objectives.aggregation import Aggregation
 from tasks.options import UNSAID, Chosen
 
 EMBEDDED = "embedded"
+LOSS_SCALING = ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale")
 
 
 @dataclass
@@ -154,8 +155,8 @@ class TrainingOptions:
     """steps (sample, learn, synchronise) to run (embedded model: 60, else what num_prompt_epoch gives)"""
     num_prompt_epoch: int = 1
     """passes over the prompts when max_steps is not given"""
-    train_batch_size: Chosen[int] = None
-    """responses per optimiser update, over all processes (default 128)"""
+    train_batch_size: int = 128
+    """responses per optimiser update, over all processes"""
     micro_batch_size: Chosen[int] = None
     """responses per forward and backward pass of one process (embedded model: 64, else by tokens)"""
     micro_batch_tokens: Chosen[int] = None
@@ -217,8 +218,8 @@ class LoraOptions:
 class EvaluationOptions:
     """Accuracy on held-out problems."""
 
-    eval_steps: Chosen[int] = None
-    """evaluate every so many steps, and before the first and after the last; 0 never does (default 20)"""
+    eval_steps: int = 20
+    """evaluate every so many steps, and before the first and after the last; 0 never does"""
     max_eval: Chosen[int] = None
     """at most so many test problems (embedded model: 256, else 512)"""
     eval_temperature: float = 0.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from learners.options.groups import PrecisionOptions
+from learners.options.groups import LOSS_SCALING, PrecisionOptions
 
 TORCH_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -31,17 +31,10 @@ class Precision:
 
     def deepspeed_sections(self) -> dict:
         """The part of DeepSpeed's configuration that is about dtypes."""
-        options = self.options
+        scaling = {name: getattr(self.options, name) for name in LOSS_SCALING}
         return {
             "bf16": {"enabled": self.train == torch.bfloat16},
-            "fp16": {
-                "enabled": self.train == torch.float16,
-                "loss_scale": options.loss_scale,
-                "initial_scale_power": options.initial_scale_power,
-                "loss_scale_window": options.loss_scale_window,
-                "hysteresis": options.hysteresis,
-                "min_loss_scale": options.min_loss_scale,
-            },
+            "fp16": {"enabled": self.train == torch.float16} | scaling,
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",
         }

@@ -25,16 +25,11 @@ def measure(tally: Tally, logp: Tensor, mu_logp: Tensor, mask: Tensor) -> None:
         mu_logp: (B, T) FP32, log mu as the sampler reported it.
         mask: (B, T) bool, response tokens; every response has at least one.
     """
-    logp = logp.detach()
-    _measure_tokens(tally, logp[mask].double(), mu_logp[mask].double())
-    lengths = mask.sum(1).double()
-    log_ratio = (logp.double() - mu_logp.double()).where(mask, 0.0).sum(1)
-    _measure_sequences(tally, log_ratio, lengths)
-
-
-def _measure_tokens(tally: Tally, log_pi: Tensor, log_mu: Tensor) -> None:
+    log_pi, log_mu = logp.detach().double(), mu_logp.double()
+    sequence_log_ratio, lengths = (log_pi - log_mu).where(mask, 0.0).sum(1), mask.sum(1).double()
+    log_pi, log_mu = log_pi[mask], log_mu[mask]
     pi, mu, log_ratio = log_pi.exp(), log_mu.exp(), log_pi - log_mu
-    ratio, difference = log_ratio.exp(), pi - mu
+    ratio, difference, weight = log_ratio.exp(), pi - mu, sequence_log_ratio.exp()
     for name, values in {
         "abs_prob_diff_mean": difference.abs(),
         "abs_log_ratio_mean": log_ratio.abs(),
@@ -42,6 +37,8 @@ def _measure_tokens(tally: Tally, log_pi: Tensor, log_mu: Tensor) -> None:
         "kl_k3": log_ratio.expm1() - log_ratio,
         "reverse_kl_k1": ratio * log_ratio,
         "reverse_kl_k3": ratio * log_ratio - log_ratio.expm1(),
+        "ppl_ratio": (-sequence_log_ratio / lengths.clamp(min=1)).exp(),
+        "seq_log_ratio_mean": sequence_log_ratio,
     }.items():
         tally.add(PREFIX + name, values)
     for name, values in {
@@ -54,30 +51,15 @@ def _measure_tokens(tally: Tally, log_pi: Tensor, log_mu: Tensor) -> None:
     for name, values in {
         "weight": ratio, "weight^2": ratio**2,
         "pi": pi, "mu": mu, "pi^2": pi**2, "mu^2": mu**2, "pi mu": pi * mu,
-    }.items():  # fmt: skip
-        tally.add(MOMENT + name, values)
-
-
-def _measure_sequences(tally: Tally, log_ratio: Tensor, lengths: Tensor) -> None:
-    tally.add(PREFIX + "ppl_ratio", (-log_ratio / lengths.clamp(min=1)).exp())
-    tally.add(PREFIX + "seq_log_ratio_mean", log_ratio)
-    weight = log_ratio.exp()
-    for name, values in {
-        "seq log_ratio^2": log_ratio**2, "seq weight": weight, "seq weight^2": weight**2,
-        "length": lengths, "length^2": lengths**2, "length log_ratio": lengths * log_ratio,
+        "seq log_ratio^2": sequence_log_ratio**2, "seq weight": weight, "seq weight^2": weight**2,
+        "length": lengths, "length^2": lengths**2, "length log_ratio": lengths * sequence_log_ratio,
     }.items():  # fmt: skip
         tally.add(MOMENT + name, values)
 
 
 def derive(means: dict[str, float]) -> dict[str, float]:
-    """The metrics of a step.
-
-    Args:
-        means: what the tally gives, moments included.
-
-    Returns:
-        The same without the moments, and with the metrics that are functions of them.
-    """
+    """The metrics of a step: what the tally gives, without the moments, and with the metrics that are functions of
+    them."""
     metrics = {name: value for name, value in means.items() if not name.startswith(MOMENT)}
     if PREFIX + "seq_log_ratio_mean" not in means:
         return metrics

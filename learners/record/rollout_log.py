@@ -23,12 +23,9 @@ SCHEMA = pyarrow.schema(
 
 
 def write_rollouts(config: Config, folder: Path, step: int, batch, log_pi: Tensor) -> None:
-    """Write a step's file, and at the first call claims.json.
+    """Write a step's file into the run's folder, and at the first call claims.json.
 
     Args:
-        config: resolved.
-        folder: the run's.
-        step: its number.
         batch: a `learners.rollouts.batch.RolloutBatch`, on the CPU, of the step's first responses.
         log_pi: (B, L - 1), of the trainer at the weights that sampled.
     """

@@ -185,14 +185,11 @@ class RunLog:
         self._sampled = step
 
     def finish(self, status: str = "finished", skipped_updates: int = 0) -> dict:
-        """Write summary.json and reward.png, print the final table, close everything.
+        """Write summary.json and reward.png, print the final table, close everything; returns the summary.
 
         Args:
             status: "finished", "stopped" (to go on later), "interrupted" or "failed".
             skipped_updates: so far, those of a step that was not finished included.
-
-        Returns:
-            The summary.
         """
         if self._bar is not None:
             self._bar.close()

@@ -38,7 +38,7 @@ class Rollouts:
         if options.dynamic_sampling:
             collected = self._collect_mixed(number, actor)
             prompts = [prompt for prompt, _ in collected.prompts]
-            transitions, measured = collected.transitions, collected.metrics()
+            transitions, measured = collected.transitions, collected.metrics
         else:
             prompts = self.processes.prompts_of_engine(self.stream.batch(number))
             places = self.processes.prompts_of_engine(range(options.rollout_batch_size))
@@ -90,9 +90,9 @@ class Rollouts:
             max_rounds=options.max_sampling_rounds,
             largest=lambda own: int(across_processes(torch.tensor([float(own)]), "max").item()),
         )
-        if collected.filled:
+        if filled := collected.metrics["sampling/filled_prompts"]:
             self.log.say(
-                f"step {number}: in {options.max_sampling_rounds} rounds {collected.filled} prompts too few had "
+                f"step {number}: in {options.max_sampling_rounds} rounds {filled} prompts too few had "
                 "responses of different reward; others fill the batch, without an advantage"
             )
         return collected

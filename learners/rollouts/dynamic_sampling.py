@@ -8,7 +8,7 @@ prompts and a way to sample them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,26 +28,8 @@ class Collected:
     prompts: list[Drawn]
     transitions: list[TransitionData]
     """the responses of a prompt next to each other; ``info`` adds up over all that was sampled"""
-    rounds: int
-    sampled: int
-    """prompts"""
-    equal: int
-    """prompts whose responses all earned the same"""
-    filled: int
-    """such prompts in the batch all the same, as the rounds ran out"""
-
-    def metrics(self) -> dict[str, float]:
-        return {
-            "sampling/rounds": self.rounds,
-            "sampling/prompts": self.sampled,
-            "sampling/dropped_prompts": self.equal - self.filled,
-            "sampling/filled_prompts": self.filled,
-        }
-
-
-def has_mixed_rewards(group: Sequence[TransitionData]) -> bool:
-    """Whether the responses to one prompt earned different rewards."""
-    return len({sum(transition.rewards) for transition in group}) > 1
+    metrics: dict[str, int]
+    """by their names in metrics.jsonl"""
 
 
 def collect_mixed(
@@ -81,7 +63,8 @@ def collect_mixed(
         infos.append(transitions[0].info)
         for i, prompt in enumerate(prompts):
             group = transitions[i * group_size : (i + 1) * group_size]
-            (mixed if has_mixed_rewards(group) else equal).append((prompt, group))
+            rewards = {sum(transition.rewards) for transition in group}
+            (mixed if len(rewards) > 1 else equal).append((prompt, group))
         rounds += 1
         count = largest(prompts_to_draw(wanted, len(mixed), len(mixed) + len(equal)))
     batch = mixed[:wanted]
@@ -90,10 +73,12 @@ def collect_mixed(
     return Collected(
         prompts=[prompt for prompt, _ in batch + filling],
         transitions=[replace(transition, info=info) for _, group in batch + filling for transition in group],
-        rounds=rounds,
-        sampled=len(mixed) + len(equal),
-        equal=len(equal),
-        filled=len(filling),
+        metrics={
+            "sampling/rounds": rounds,
+            "sampling/prompts": len(mixed) + len(equal),
+            "sampling/dropped_prompts": len(equal) - len(filling),
+            "sampling/filled_prompts": len(filling),
+        },
     )
 
 

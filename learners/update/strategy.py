@@ -1,7 +1,6 @@
 """Oat's DeepSpeed strategy, with the precision that the run chose and an optimiser for the device that is there."""
 
 from dataclasses import dataclass
-from datetime import timedelta
 
 import deepspeed
 import torch
@@ -10,7 +9,6 @@ from oat.algorithms.ppo import PPOArgs
 from oat.model import LLM
 from oat.utils.deepspeed import DeepspeedStrategy, get_optimizer_grouped_parameters
 
-from actors import runtime
 from learners.options.precision import Precision
 from tasks.errors import NonFiniteError
 
@@ -52,11 +50,6 @@ class PrecisionStrategy(DeepspeedStrategy):
         taken = ("seed", "max_norm", *batch, "zero_stage", "bf16", "fp16")
         super().__init__(**{name: getattr(args, name) for name in taken}, args=args)
         self.precision = precision
-
-    def setup_distributed(self, timeout: timedelta = timedelta(minutes=60)) -> None:
-        """Seed this process and join the others."""
-        runtime.init_process_group(timeout)
-        super().setup_distributed(timeout)  # finds the group, and keeps its size
 
     def create_optimizer(self, model: LLM, **kwargs) -> torch.optim.Optimizer:
         """Fused AdamW (``lr``, ``betas``, ``eps``, ``weight_decay``) over the model's parameters, norms and biases

@@ -9,7 +9,7 @@ from oat.model import LLM
 
 from actors import runtime
 from actors.processes import Processes, across_processes
-from learners.objectives import OBJECTIVES, REJECTIONS, Compared, PolicyBatch, reference_kl
+from learners.objectives import OBJECTIVES, REJECTIONS, PolicyBatch, reference_kl
 from learners.objectives.aggregation import UpdateCounts, aggregate
 from learners.objectives.weights import importance_weight, limits_of
 from learners.options.precision import NAMES
@@ -89,8 +89,7 @@ class Updater:
             if rejection.stays_counted == stays_counted:
                 chosen = {name: getattr(self.config.objective, name) for name in rejection.thresholds}
                 log_pi = logp if rejection.sees_movement or batch.old_logp is None else batch.old_logp
-                compared = Compared(log_pi.detach(), batch.mu_logp, mask, batch.advantages)
-                keeps = rejection.verdict(compared, **chosen)
+                keeps = rejection(PolicyBatch(log_pi.detach(), batch.mu_logp, batch.advantages, mask), **chosen)
                 judged = keeps[mask] if keeps.shape == mask.shape else keeps[batch.kept]
                 step.tally.add(f"objective/rejected_{rejection.name.replace('-', '_')}", (~judged).double())
                 left = left & keeps

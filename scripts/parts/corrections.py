@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from learners.objectives import OBJECTIVES, RECIPES, REJECTIONS, Compared, PolicyBatch, defaults
+from learners.objectives import OBJECTIVES, RECIPES, REJECTIONS, PolicyBatch, defaults
 from scripts.parts.toy_policy import Sequences, ToyPolicy
 
 STEP = 64  # responses of a step, which is what a rejection that looks at all of them sees
@@ -73,9 +73,8 @@ class Correction:
         """On responses whose advantages are not 0."""
         thresholds, advantages = dict(self.thresholds), batch.advantages[:, None]
         if self.rejects:
-            compared = Compared(batch.logp if batch.old_logp is None else batch.old_logp, batch.mu_logp,
-                                batch.mask, batch.advantages)  # fmt: skip
-            kappa = self.made(compared, **thresholds).double()
+            logp = batch.logp if batch.old_logp is None else batch.old_logp
+            kappa = (self.made(replace(batch, logp=logp), **thresholds) & batch.mask).double()
             return Effect(kappa * advantages, kappa, torch.zeros_like(batch.mask))
         slopes, statistics = slopes_of(self.made, batch, thresholds)
         kappa = slopes / advantages

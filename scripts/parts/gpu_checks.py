@@ -324,7 +324,7 @@ def speed(visit: Visit, part: "Part") -> Iterator[Row]:
             seconds["sync"] = timed(learner.sync_params_to_actors)
         # `learn` has put the sampler to sleep and woken its weights, and the synchronisation its cache: once more.
         asleep = {"sleep": 0.0, "wake": 0.0, "wake the cache": 0.0}
-        if learner.config.sleeps:
+        if learner.config.sampling.vllm_sleep_level > 0:
             asleep = {"sleep": timed(engine.sleep), "wake": timed(engine.wake_up, ["weights"])}
             asleep["wake the cache"] = timed(engine.wake_up, ["kv_cache"])
         seconds["learn"] = metrics["time/learn"] - asleep["sleep"] - asleep["wake"]
