@@ -24,7 +24,7 @@ PLAIN = "1"  # the key of kappa = 1
 EXACT, FORWARD = "exact", "forward"
 """FP32 throughout; the forward pass in the dtype"""
 
-BLOCK = 32  # times the size of a sketch, what is added up at a time: it stays in the cache, where whole gradients do not
+BLOCK = 32  # sketches that are added up at a time: they stay in the cache, where whole gradients do not
 
 
 class Sketch:
