@@ -66,7 +66,7 @@ class Arguments:
 
 
 def claims_of(arguments: Arguments) -> dict:
-    from scripts.parts.dump import CLAIMS
+    from learners.diagnosis.dump import CLAIMS
 
     return {name: getattr(arguments, name) for name in CLAIMS if getattr(arguments, name) is not None}
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from learners.diagnosis.diagnose import diagnose
+from learners.diagnosis.dump import Dump
 from learners.diagnosis.horizon import horizon
 from learners.diagnosis.of_weights import lag_of
 from learners.diagnosis.totals import add_up
-from scripts.parts.dump import Dump
 from tests.conftest import ROOT
 
 LENGTH, VOCABULARY, PER_PROMPT = 60, 1500, 4

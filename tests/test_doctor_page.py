@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
+from learners.diagnosis.dump import Dump
 from learners.diagnosis.findings import Diagnosis, Finding
 from scripts.parts import report_page
-from scripts.parts.dump import Dump
 
 HOSTILE = "<script>document.title='run'</script><img src='/stolen' onerror=\"document.title='run'\">"
 WIDTH = 390  # pixels of a phone

@@ -268,13 +268,12 @@ def outside(dump, totals: Totals) -> dict[str, float]:
     if dump.step is not None:
         step = np.asarray(dump.step)[counted]
         present = np.unique(step[step >= 0])
-        if len(present) > 1:
+        if len(present):
             order = np.argsort(step, kind="stable")
             firsts = np.searchsorted(step[order], present)
             sums = (np.add.reduceat(v[counted][order], firsts) for v in (totals.gap_squared, totals.tokens))
             squares, tokens = sums
             numbers |= {f"step_{s}": float(np.sqrt(v)) for s, v in zip(present[:32], squares / tokens, strict=False)}
-            numbers["steps"] = float(len(present))
     return numbers
 
 

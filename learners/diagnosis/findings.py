@@ -20,6 +20,11 @@ class Finding:
     advice: str
     """one sentence: what to do"""
 
+    @property
+    def sentence(self) -> str:
+        sure = "" if self.confidence >= 0.9 else "probably " if self.confidence >= 0.6 else "perhaps "
+        return f"{sure}{self.title}: {self.evidence}"
+
 
 @dataclass
 class Diagnosis:
@@ -49,9 +54,7 @@ class Diagnosis:
     def sentence(self) -> str:
         """The diagnosis in one sentence."""
         if self.findings:
-            first = self.findings[0]
-            sure = "" if first.confidence >= 0.9 else "probably " if first.confidence >= 0.6 else "perhaps "
-            return f"{sure}{first.title}: {first.evidence}".strip()
+            return self.findings[0].sentence
         if not self.numbers.get("gap_largest", 1.0):
             return (
                 "the same numbers on both sides: one engine computes for both, or one column was written for the other"

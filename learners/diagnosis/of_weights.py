@@ -48,11 +48,6 @@ def precision(case: Case) -> Finding | None:
     return None
 
 
-def _steps(case: Case) -> list[tuple[int, float]]:
-    return sorted((int(name[5:]), value) for name, value in case.numbers.items() if name.startswith("step_")
-                  and name[5:].isdigit())  # fmt: skip
-
-
 def lag_of(levels: list[tuple[int, float]]) -> tuple[int, bool] | None:
     """By how many steps the sampler is behind, from the gap's size at each step of a run's beginning, and whether it
     still grows at the last: a sampler that is k steps behind is at the first weights until step k + 1, so that the gap
@@ -71,7 +66,7 @@ def lag_of(levels: list[tuple[int, float]]) -> tuple[int, bool] | None:
 def other_weights(case: Case) -> Finding | None:
     """Stale, without adapters, or quantised: what is left when rounding is not enough and the context is the same."""
     get = case.get
-    levels = _steps(case)
+    levels = case.levels
     lag = lag_of(levels) if levels and levels[0][0] <= 1 else None
     if not (case.is_beyond_rounding or case.is_directed or lag):
         return None

@@ -1,7 +1,7 @@
-"""A dump: sampled responses with both engines' log-probabilities, of any framework, as flat arrays.
+"""What the readers of dumps make of a file, before all files become one `learners.diagnosis.dump.Dump`.
 
-`read` takes files or folders of the formats in scripts/parts/dump_formats.py, puts them together and drops, with a word
-on it, what cannot be used. Nothing in a dump is ever executed. docs/dumps.md describes the formats.
+Rows that cannot be used are dropped, with a word on it. Nothing in a dump is ever executed. docs/dumps.md describes the
+formats.
 """
 
 from collections.abc import Sequence
@@ -11,46 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-CLAIMS = (
-    "sample_dtype", "train_dtype", "temperature", "top_p", "top_k", "min_p", "lora", "rollout_quantization",
-)  # fmt: skip
 DTYPES = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
 TOKENS = ("response_ids", "log_mu", "log_pi", "log_pi_again", "mask")  # columns with a value a token of the response
 OF_A_ROW = ("reward", "group", "step", "finished")
 TYPES = {"response_ids": np.int32, "prompt_ids": np.int32, "mask": np.bool_}  # FP32 where nothing is said
 ASK = "docs/dumps.md has what each framework writes, and a ten-line writer for any trainer"
-
-
-@dataclass
-class Dump:
-    """N responses of T tokens in all; what was not written is None."""
-
-    starts: np.ndarray
-    """(N + 1,) int64: response i's tokens are [starts[i], starts[i + 1])"""
-    response_ids: np.ndarray
-    """(T,) int32"""
-    log_mu: np.ndarray
-    """(T,) float32, the sampler's; NaN and inf are kept as found"""
-    log_pi: np.ndarray
-    """(T,) float32, the trainer's"""
-    log_pi_again: np.ndarray | None = None
-    """(T,) float32, the trainer's second pass over the same tokens"""
-    prompt_ids: Sequence[list[int]] | None = None
-    reward: np.ndarray | None = None
-    """(N,) float64; NaN where a row has none"""
-    group: np.ndarray | None = None
-    """(N,) int64, the same for responses to the same prompt"""
-    step: np.ndarray | None = None
-    """(N,) int64, of training; -1 where a row has none"""
-    finished: np.ndarray | None = None
-    """(N,) bool, False where a response was cut"""
-    claims: dict = field(default_factory=dict)
-    """what the user believes, by the names of `CLAIMS`; what is absent is unknown"""
-    problems: list[str] = field(default_factory=list)
-    """what had to be mended or dropped, with the numbers of the rows"""
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
 
 
 @dataclass

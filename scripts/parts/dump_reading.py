@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.parts.dump import CLAIMS, DTYPES, TOKENS, Dump, Part, Ragged
+from learners.diagnosis.dump import CLAIMS, Dump
+from scripts.parts.dump import DTYPES, TOKENS, Part, Ragged
 from scripts.parts.dump_formats import files_of, parts_of
 from tasks.errors import UsageError, first_line, require
 

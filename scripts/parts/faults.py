@@ -14,8 +14,8 @@ import vllm
 
 from actors.engine import SamplingEngine
 from actors.responses import prompt_seed
+from learners.diagnosis.dump import Dump
 from learners.model.output_head import give_log_probs
-from scripts.parts.dump import Dump
 
 Weights = dict[str, torch.Tensor]
 BATCH = 16  # responses of a forward pass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.parts.dump import Dump
+from learners.diagnosis.dump import Dump
 
 PICTURED = 300_000  # tokens, of whole responses, that the pictures are made of
 BINS, FEWEST = 14, 20  # of a picture, and tokens in each
