@@ -189,14 +189,11 @@ def page(diagnosis, dump, table: list[dict], compared: list[dict], text) -> str:
 def horizon_lines(horizon: dict) -> list[str]:
     if not horizon:
         return []
-    tokens = lambda value: "never" if not math.isfinite(value) or value > 1e9 else f"{value:,.3g}"
-    sequence = [tokens(horizon[f"sequence_half{end}"]) for end in ("", "_low", "_high")]
-    geometric = [tokens(horizon[f"geometric_half{end}"]) for end in ("", "_low", "_high")]
-    below = f"below {geometric[0]} tokens [{geometric[1]}, {geometric[2]}]"
+    from scripts.parts.horizon import half_text
+
     return [
-        f"Half of the effective sample is gone above {sequence[0]} tokens [{sequence[1]}, {sequence[2]}] with weights "
-        f"of whole responses, {below if horizon['geometric_half'] >= 1 else 'at no length'} with geometric ones; of "
-        f"these responses (mean {horizon['mean_length']:,.0f} tokens) they leave {horizon['sequence_left']:.1%} and "
+        f"Weights of whole responses lose half of the sample {half_text(horizon['half'])}; of these responses "
+        f"(mean {horizon['mean_length']:,.0f} tokens) they leave {horizon['sequence_left']:.1%}, geometric ones "
         f"{horizon['geometric_left']:.1%}."
     ]
 

@@ -10,7 +10,6 @@ import pytest
 
 from learners.diagnosis.diagnose import diagnose
 from learners.diagnosis.dump import Dump
-from learners.diagnosis.horizon import horizon
 from learners.diagnosis.of_weights import lag_of
 from learners.diagnosis.totals import add_up
 from tests.conftest import ROOT
@@ -193,10 +192,14 @@ def test_horizon_of_known_noise_and_its_interval():
     rng = np.random.default_rng(0)
     gap = 0.05 * rng.standard_normal((400, 100)).astype(np.float32)
     starts = np.arange(401) * 100
-    found = horizon(add_up(starts, np.full(40000, -2, np.float32), (gap - 2).ravel()))
-    assert found["sequence_half"] == pytest.approx(np.log(2) / 0.05**2, rel=0.2)
-    assert found["sequence_half_low"] < np.log(2) / 0.05**2 < found["sequence_half_high"]
-    assert found["geometric_half"] == pytest.approx(0.05**2 / np.log(2), rel=0.2)
+    log_mu = np.full(40000, -2, np.float32)
+    found = diagnose(Dump(starts, np.arange(40000, dtype=np.int32), log_mu, log_mu + gap.ravel())).horizon
+    assert found["half"].low < np.log(2) / 0.05**2 < found["half"].high
+    assert found["half"].high - found["half"].low < 150
+    sums = gap.sum(1, dtype=float)
+    for name, weights in (("sequence", np.exp(sums)), ("geometric", np.exp(sums / 100))):
+        assert found[f"{name}_left"] == pytest.approx(weights.mean() ** 2 / (weights**2).mean(), rel=1e-4)
+    assert found["mean_length"] == 100
 
 
 def test_sums_over_chunks_are_those_of_loops(plain, monkeypatch):

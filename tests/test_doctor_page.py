@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
+from learners.diagnosis.bootstrap import Interval
 from learners.diagnosis.dump import Dump
 from learners.diagnosis.findings import Diagnosis, Finding
 from scripts.parts import report_page
@@ -28,8 +29,8 @@ def made(tokens: int = 400, rows: int = 8):
     starts = np.arange(rows + 1) * tokens
     dump = Dump(starts, np.arange(len(log_mu), dtype=np.int32), log_mu, log_pi, claims={"lora": True, "x": HOSTILE})
     dump.problems.append(f"rows of {HOSTILE}")
-    horizon = {f"{of}_half{end}": 100.0 for of in ("sequence", "geometric") for end in ("", "_low", "_high")}
-    horizon |= {"sequence_left": 0.4, "geometric_left": 0.99, "mean_length": 400.0, "variance_per_token": 1e-3}
+    half = Interval(100.0, 90.0, float("inf"))
+    horizon = {"half": half, "sequence_left": 0.4, "geometric_left": 0.99, "mean_length": 400.0}
     worst = {
         "responses": [{"response": 0, "tokens": tokens, "share": 0.3, "log_ratio": float("nan")}],
         "tokens": [{"response": 0, "place": 5, "id": 5, "log_mu": -1.0, "log_pi": None, "share": 0.3}],

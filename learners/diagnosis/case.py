@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from learners.diagnosis.findings import Finding
+from learners.diagnosis.sample import Sample
 from learners.diagnosis.totals import Totals
 
 # Median and nine-tenths quantile of |gap| in log odds that two engines at the same weights differ by, at most: twice
@@ -25,6 +26,7 @@ class Case:
     numbers: dict[str, float]
     claims: dict
     totals: Totals
+    sample: Sample
     problems: list[str]
     lengths: object
     """(N,) tokens of each response, those that are not finite included"""

@@ -10,13 +10,15 @@ from learners.diagnosis.case import LEVELS, Case
 from learners.diagnosis.dump import Dump
 from learners.diagnosis.evidence import gather
 from learners.diagnosis.findings import Diagnosis
-from learners.diagnosis.horizon import horizon
+from learners.diagnosis.horizon import horizon_of, kish_share
 from learners.diagnosis.rules import EXPLAIN_THE_GAP, RULES
+from learners.diagnosis.sample import draw
 from learners.diagnosis.totals import Totals, add_up
 
 ORDER = (of_numbers, of_distributions, of_contexts, of_weights)  # importing them registered their rules
 LISTED = 8  # responses and tokens
 FEW_TOKENS = 100
+REACH = 10_000  # responses that the horizon is taken from
 
 
 def diagnose(dump: Dump) -> Diagnosis:
@@ -31,7 +33,7 @@ def diagnose(dump: Dump) -> Diagnosis:
     if case.found & {"shifted", "not-finite", "not-log-probabilities"}:  # then the gap is not one of two policies
         return Diagnosis(case.findings, "", numbers, notes, {}, worst(dump, totals))
     level = LEVELS.get(case.level, "")
-    return Diagnosis(case.findings, level, numbers, notes, horizon(totals), worst(dump, totals))
+    return Diagnosis(case.findings, level, numbers, notes, reach(case), worst(dump, totals))
 
 
 def examine(dump: Dump, earlier: Iterable[tuple[int, float]] = ()) -> Case:
@@ -41,10 +43,10 @@ def examine(dump: Dump, earlier: Iterable[tuple[int, float]] = ()) -> Case:
         dump: as above.
         earlier: `Case.levels` of the steps before those of the dump.
     """
-    totals = add_up(dump.starts, dump.log_mu, dump.log_pi)
-    numbers = {f"step_{step}": level for step, level in earlier} | gather(dump, totals)
+    totals, sample = add_up(dump.starts, dump.log_mu, dump.log_pi), draw(dump)
+    numbers = {f"step_{step}": level for step, level in earlier} | gather(dump, totals, sample)
     numbers["gap_largest"] = float(totals.worst_tokens[0][0]) if totals.worst_tokens else 0.0
-    case = Case(numbers, dump.claims, totals, list(dump.problems), np.diff(dump.starts))
+    case = Case(numbers, dump.claims, totals, sample, list(dump.problems), np.diff(dump.starts))
     explained = False
     for rule in sorted(RULES, key=lambda made: [m.__name__ for m in ORDER].index(made.__module__)):
         explains = rule in EXPLAIN_THE_GAP
@@ -53,6 +55,25 @@ def examine(dump: Dump, earlier: Iterable[tuple[int, float]] = ()) -> Case:
             case.findings.append(finding)
             explained |= explains
     return case
+
+
+def reach(case: Case) -> dict:
+    """How long responses may be: ``half``, the length at which weights of whole responses leave half of the effective
+    sample, an `Interval`; ``mean_length``, and the shares that weights of these responses leave, ``sequence_left`` and,
+    of geometric ones, ``geometric_left``. Empty of fewer than two responses."""
+    counted = case.totals.tokens > 0
+    lengths, gap = case.totals.tokens[counted], case.totals.gap[counted]
+    if len(gap) < 2:
+        return {}
+    starts = np.flatnonzero(np.diff(case.sample.row, prepend=-1))
+    end = starts[REACH] if len(starts) > REACH else len(case.sample)
+    half = horizon_of(case.sample.x[:end], case.sample.y[:end], starts[:REACH], lengths=(), replicates=200).half
+    once = np.ones((1, len(gap)))
+    left = {
+        "sequence_left": float(kish_share(gap, once)[0]),
+        "geometric_left": float(kish_share(gap / lengths, once)[0]),
+    }
+    return {"half": half, "mean_length": float(lengths.mean())} | left
 
 
 def worst(dump, totals: Totals) -> dict:

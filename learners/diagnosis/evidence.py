@@ -3,16 +3,15 @@
 import numpy as np
 
 from learners.diagnosis import contexts, stored
-from learners.diagnosis.sample import Sample, draw
+from learners.diagnosis.sample import Sample, log_odds
 from learners.diagnosis.totals import Totals
 
 EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of bins of places
 FEW = 8  # tokens, below which a statistic is left out
 
 
-def gather(dump, totals: Totals) -> dict[str, float]:
+def gather(dump, totals: Totals, sample: Sample) -> dict[str, float]:
     """All statistics of a dump; what cannot be computed of it is absent."""
-    sample = draw(dump)
     numbers = {"responses": float(len(dump.starts) - 1), "tokens": float(dump.starts[-1]), "k1": totals.k1,
                "k3": totals.k3}  # fmt: skip
     if not len(sample):
@@ -235,7 +234,7 @@ def again(sample: Sample) -> dict[str, float]:
     if sample.again is None:
         return {}
     good = np.isfinite(sample.again)
-    moved = log_odds_gap(sample, good)
+    moved = log_odds(sample.again[good]) - sample.y_odds[good]
     kept = (sample.open & sample.new)[good]
     if kept.sum() < FEW:
         return {}
@@ -244,12 +243,6 @@ def again(sample: Sample) -> dict[str, float]:
         "again_90": float(np.quantile(np.abs(moved[kept]), 0.9)),
         "again_rms": float(np.sqrt(np.mean((sample.again[good] - sample.y[good]) ** 2))),
     }
-
-
-def log_odds_gap(sample: Sample, good: np.ndarray) -> np.ndarray:
-    from learners.diagnosis.sample import log_odds
-
-    return log_odds(sample.again[good]) - sample.y_odds[good]
 
 
 def outside(dump, totals: Totals) -> dict[str, float]:

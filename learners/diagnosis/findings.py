@@ -1,6 +1,6 @@
 """What a diagnosis is made of."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 HEALTHY = "healthy"
 
@@ -38,6 +38,7 @@ class Diagnosis:
     notes: list[str] = field(default_factory=list)
     """what is worth knowing and no fault"""
     horizon: dict = field(default_factory=dict)
+    """of `diagnose.reach`"""
     worst: dict = field(default_factory=dict)
     """the responses and tokens that make up most of the gap"""
 
@@ -69,7 +70,7 @@ class Diagnosis:
             "level": self.level,
             "findings": [vars(finding) for finding in self.findings],
             "notes": self.notes,
-            "horizon": self.horizon,
+            "horizon": self.horizon | {name: asdict(value) for name, value in self.horizon.items() if name == "half"},
             "worst": self.worst,
             "numbers": self.numbers,
         }

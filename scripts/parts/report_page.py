@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from learners.diagnosis.dump import Dump
+from scripts.parts.horizon import half_text
 
 PICTURED = 300_000  # tokens, of whole responses, that the pictures are made of
 BINS, FEWEST = 14, 20  # of a picture, and tokens in each
@@ -93,12 +94,11 @@ def gap_table(diagnosis) -> list[list[str]]:
 def horizon_table(horizon: dict) -> list[list[str]]:
     if not horizon:
         return []
-    rows = [["weights", "half is left at, tokens", f"left here, mean {short(horizon['mean_length'])} tokens"]]
-    for name, title, side in (("sequence", "of whole responses", "above"), ("geometric", "geometric", "below")):
-        half, low, high = (short(horizon[f"{name}_half{end}"]) for end in ("", "_low", "_high"))
-        where = f"{half} [{low}, {high}]" if horizon[f"{name}_half"] >= 1 else "at no length"
-        rows.append([f"{title}: gone {side}", where, percent(horizon[f"{name}_left"])])
-    return rows
+    return [
+        ["weights", "half is gone", f"left here, mean {short(horizon['mean_length'])} tokens"],
+        ["of whole responses", half_text(horizon["half"]), percent(horizon["sequence_left"])],
+        ["geometric", "", percent(horizon["geometric_left"])],
+    ]
 
 
 def is_busy(row: dict) -> bool:
