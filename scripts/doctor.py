@@ -152,6 +152,8 @@ def with_model(arguments: Arguments, dump) -> list[dict]:
 
 def page(diagnosis, dump, table: list[dict], compared: list[dict], text) -> str:
     """What is printed."""
+    from scripts.parts.report_page import is_busy, percent
+
     say = lambda words, indent="": textwrap.fill(words, WIDTH, initial_indent=indent, subsequent_indent=indent)
     name = diagnosis.sentence
     parts = [say(name[0].upper() + name[1:]), ""]
@@ -177,11 +179,11 @@ def page(diagnosis, dump, table: list[dict], compared: list[dict], text) -> str:
             "What corrections would do, A = 1 and A = -1 alike (responses dropped, tokens dropped, limited, left):"
         ]
         for row in table:
-            shares = (1 - row["responses_kept"], 1 - row["kept"], row["limited"], row["left"])
-            if any(share > 0.0005 for share in shares[:3]) or row["left"] < 0.98:
-                parts.append(
-                    "  " + " ".join(f"{share:7.1%}" for share in shares) + "  " + row["correction"][: WIDTH - 36]
-                )
+            if is_busy(row):
+                shares = (1 - row["responses_kept"], 1 - row["kept"], row["limited"], row["left"])
+                numbers = "  " + " ".join(f"{percent(share):>7}" for share in shares) + "  "
+                parts.append(textwrap.fill(row["correction"], WIDTH, initial_indent=numbers,
+                                           subsequent_indent=" " * len(numbers)))  # fmt: skip
         parts.append("  every other one drops nothing and leaves 98% at least")
     return "\n".join(parts)
 

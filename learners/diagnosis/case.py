@@ -28,8 +28,8 @@ class Case:
     totals: Totals
     sample: Sample
     problems: list[str]
-    lengths: object
-    """(N,) tokens of each response, those that are not finite included"""
+    unequal: int
+    """rows that were dropped since their columns have unequal lengths"""
     findings: list[Finding] = field(default_factory=list)
     """so far"""
 

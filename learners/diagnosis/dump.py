@@ -37,6 +37,8 @@ class Dump:
     """what the user believes, by the names of `CLAIMS`; what is absent is unknown"""
     problems: list[str] = field(default_factory=list)
     """what had to be mended or dropped, with the numbers of the rows"""
+    unequal: int = 0
+    """rows that were dropped since their columns have unequal lengths"""
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -1,5 +1,7 @@
 """Causes in what computes: dtypes, weights, the normaliser; asked when nothing else explains the gap."""
 
+import math
+
 from learners.diagnosis.case import LEVELS, LIMITS, Case
 from learners.diagnosis.findings import Finding
 from learners.diagnosis.rules import rule
@@ -146,7 +148,8 @@ def biased_normaliser(case: Case) -> Finding | None:
 def notes(case: Case) -> list[str]:
     """What is worth knowing and no fault."""
     get = case.get
-    made = [problem for problem in case.problems if "length" not in problem]
+    shown = "unequal-lengths" in case.found
+    made = [problem for problem in case.problems if not (shown and "unequal lengths" in problem)] + refuted(case)
     if case.has("again_90") and "not-deterministic" not in case.found and get("again_90") > 1e-5:
         made.append(
             f"The trainer's second pass moves a tenth of its log odds by more than {get('again_90'):.2g}, within "
@@ -159,4 +162,38 @@ def notes(case: Case) -> list[str]:
             made.append(
                 f"The {name}'s logits lie on a grid of 2^-{get(f'grid_{side}'):.0f}: {LEVELS[case.seen(side)]}."
             )
+    return made
+
+
+def refuted(case: Case) -> list[str]:
+    """What is claimed and cannot be, where no finding says so."""
+    get, claims, made = case.get, case.claims, []
+    sides = (("sample", "mu", "sampler"), ("train", "pi", "trainer"))
+    for claim, side, name in sides:
+        claimed, seen = case.claimed(claim), case.seen(side)
+        if claimed and seen and claimed != seen and "precision" not in case.found:
+            made.append(
+                f"The {name} is claimed to be in {LEVELS[claimed]}, and its logits lie on {LEVELS[seen]}'s grid."
+            )
+    claimed = {case.claimed(claim) for claim, _, _ in sides} - {None}
+    if not case.found and case.level == "fp32" and get("gap_largest") and claimed and "fp32" not in claimed:
+        made.append(
+            f"{' and '.join(sorted(LEVELS[name] for name in claimed))} is claimed, and the gap is at the level of FP32 "
+            "rounding."
+        )
+    temperature = claims.get("temperature") or 1.0
+    if temperature > 0 and not math.log2(temperature).is_integer() and case.seen("mu") and case.seen("pi"):
+        made.append(
+            f"Temperature {temperature:g} is claimed, and both sides' logits lie on a grid that a division would have "
+            "taken them off: both log-probabilities are at temperature 1."
+        )
+    quantised = claims.get("rollout_quantization")
+    if quantised not in (None, "", "none") and not case.found and case.level == "fp32":
+        made.append(f"{quantised} is claimed of the rollout, and the gap is at the level of FP32 rounding.")
+    filters = [name for name, off in (("top_p", 1), ("min_p", 0)) if claims.get(name) == off]
+    filters += ["top_k"] * (claims.get("top_k") is not None and claims["top_k"] <= 0)
+    if filters and "filtered" in case.found:
+        made.append(
+            f"No filter is claimed ({', '.join(f'{name} {claims[name]:g}' for name in filters)}), and one is seen."
+        )
     return made

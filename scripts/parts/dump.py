@@ -60,10 +60,19 @@ class Part:
     """(N,) int64, the number of each row in the file, from 1"""
     problems: list[str] = field(default_factory=list)
     claims: dict = field(default_factory=dict)
+    unequal: int = 0
+    """rows that were dropped since their columns have unequal lengths"""
 
     def add(self, name: str, values: list) -> None:
-        """Add a column of `OF_A_ROW`; where some are missing, NaN, -1, or it is left out."""
+        """Add a column of `OF_A_ROW`; where some are missing, NaN, -1, or it is left out. It is not needed, so that one
+        that holds something else is left out with a word on it."""
         if all(value is None for value in values):
+            return
+        kinds = {"reward": (int, float), "step": int, "finished": (bool, int)}.get(name, object)
+        odd = next((i for i, value in enumerate(values) if not (value is None or isinstance(value, kinds))), None)
+        if odd is not None:
+            what = f"is {str(values[odd])[:40]!r} in row {self.rows[odd]}, which will not do"
+            self.problems.append(f"{self.file.name}: {name} is left out, as it {what}")
             return
         if name == "reward":
             self.columns[name] = np.array([np.nan if value is None else value for value in values], np.float64)
@@ -91,7 +100,9 @@ class Part:
         """Leave columns of tokens that have the same lengths, without what is masked, and no empty response."""
         there = [name for name in TOKENS if name in self.columns]
         lengths = np.stack([self.columns[name].lengths for name in there])
-        self.drop((lengths != lengths[0]).any(0), f"{', '.join(there[:-1])} and {there[-1]} have unequal lengths")
+        unequal = (lengths != lengths[0]).any(0)
+        self.unequal += int(unequal.sum())
+        self.drop(unequal, f"{', '.join(there[:-1])} and {there[-1]} have unequal lengths")
         if (mask := self.columns.pop("mask", None)) is not None:
             if "prompt_ids" not in self.columns:
                 self.columns["prompt_ids"] = self._before_the_first(mask)

@@ -27,11 +27,12 @@ def read(paths: list[Path], claims: dict, form: str | None = None) -> Dump:
     parts = [part for file in files for part in parts_of(file, form)]
     for part in parts:
         part.clean()
-    problems = [problem for part in parts for problem in part.problems]
+    problems, unequal = [problem for part in parts for problem in part.problems], sum(part.unequal for part in parts)
     parts = [part for part in parts if len(part.rows)]
     why = f" ({problems[0]}{' ...' if len(problems) > 1 else ''})" if problems else ""
     require(bool(parts), f"{', '.join(map(str, paths))}: no response is left to look at{why}.")
     dump = _together(parts, problems)
+    dump.unequal = unequal
     beside = [_beside(file, problems) for file in files]
     said = [(part.file.name, part.claims) for part in parts] + beside
     dump.claims = _agreed(said, problems) | checked_claims(claims, "what was given")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from learners.diagnosis.dump import Dump
+from learners.diagnosis.glossary import meaning
 from scripts.parts.horizon import half_text
 
 PICTURED = 300_000  # tokens, of whole responses, that the pictures are made of
@@ -66,7 +67,10 @@ def page(diagnosis, dump: Dump, corrections: Sequence[dict], compared: Sequence[
         has_text=text is not None,
         claims=dump.claims,
         problems=dump.problems,
-        numbers_table=[["statistic", "value"], *([name, short(v)] for name, v in sorted(diagnosis.numbers.items()))],
+        numbers_table=[
+            ["statistic", "what it is", "value"],
+            *([name, meaning(name), short(value)] for name, value in sorted(diagnosis.numbers.items())),
+        ],
     )
 
 
@@ -80,7 +84,7 @@ def short(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{share:.1%}"
+    return f"{max(0.0, share):.1%}"  # rounding may leave a share a little below 0
 
 
 def gap_table(diagnosis) -> list[list[str]]:
