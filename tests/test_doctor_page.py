@@ -57,6 +57,15 @@ def test_everything_is_there_and_what_a_dump_says_is_escaped(tmp_path):
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page)
 
 
+def test_shares_lengths_and_statistics_are_said_in_words(tmp_path):
+    assert report_page.percent(1 - 1.0000000002) == report_page.percent(-0.0) == "0.0%"
+    page = written(tmp_path).read_text()
+    assert "above 100 [90, ?] tokens" in page
+    assert "mean of log mu - log pi, nats a token" in page
+    never = {"half": Interval(*[float("inf")] * 3), "sequence_left": 1.0, "geometric_left": 1.0, "mean_length": 4.0}
+    assert report_page.horizon_table(never)[1] == ["of whole responses", "at no length", "100.0%"]
+
+
 def test_a_page_of_very_little(tmp_path):
     dump = Dump(np.array([0, 1]), np.array([1], np.int32), *np.full((2, 1), -1, np.float32))
     page = report_page.write(Diagnosis([], "FP32", {}), dump, tmp_path).read_text()

@@ -109,13 +109,25 @@ def test_rows_that_cannot_be_used_are_dropped_and_named(tmp_path):
     assert [problem.split(" is ")[0].split(" are ")[0] for problem in dump.problems] == [
         "some.jsonl: rows 4, 5", "some.jsonl: row 3", "some.jsonl: row 2",
     ]  # fmt: skip
-    assert "unequal lengths" in dump.problems[2]
+    assert "unequal lengths" in dump.problems[2] and dump.unequal == 1
     empty = {"response_ids": [], "log_mu": [], "log_pi": []}
     schema = pa.Table.from_pylist([good]).schema
     parquet.write_table(pa.Table.from_pylist([good, short, {}, empty], schema), tmp_path / "some.parquet")
     dump = read([tmp_path / "some.parquet"], {})
     assert dump.starts.tolist() == [0, 3]
     assert len(dump.problems) == 4 and "row 3" in dump.problems[1] and "row 4" in dump.problems[3]
+
+
+@pytest.mark.parametrize("write", [lines, table])
+def test_a_column_that_is_not_needed_and_not_what_it_should_be_is_left_out(tmp_path, write):
+    odd = {"reward": ["good", "bad"], "step": ["one", "two"], "finished": ["no", "no"]}
+    odd |= {"log_pi_again": [["x", "y", "z"], ["x", "y"]], "prompt_ids": ["a text", "a text"]}
+    dump = read([write(tmp_path / "odd.any", rows(**odd))], {})
+    assert len(dump) == 2 and all(getattr(dump, name) is None for name in odd)
+    assert len(dump.problems) == 5
+    assert "odd.any: reward is left out, as it is 'good' in row 1, which will not do" in dump.problems
+    sentence = refusal(write(tmp_path / "mask.any", rows(mask=["1", "1"])))
+    assert "mask" in sentence or "row" in sentence
 
 
 def test_columns_that_some_files_lack_are_left_out(tmp_path):
