@@ -1,0 +1,49 @@
+"""A run warns of what is wrong between its engines, by name and once; a healthy one does not."""
+
+import pytest
+
+from tests.engines.conftest import built_learner
+
+pytestmark = pytest.mark.engines
+
+
+def nothing(learner) -> None:
+    pass
+
+
+def sample_at_another_temperature(learner) -> None:
+    learner.actor.sampling_params.temperature = 0.9
+
+
+def sample_with_the_step_before(learner) -> None:
+    now, given = learner.sampler_weights, []
+
+    def before():
+        given.append([(name, tensor.clone()) for name, tensor in now()])
+        return iter(given[max(0, len(given) - 2)])
+
+    learner.sampler_weights = before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "dtype", "warning"),
+    [
+        (nothing, "bf16", None),
+        (sample_at_another_temperature, "bf16", "another temperature on one side"),
+        (sample_with_the_step_before, "fp16", "the sampler seems to be 1 step behind"),
+    ],
+)
+def test_a_fault_of_a_run_is_named_once(tmp_path, spoil, dtype, warning):
+    with built_learner(tmp_path / "run", f"--dtype={dtype}", "--max-steps=16") as learner:
+        said = []
+        learner.log.say = said.append
+        learner.sync_params_to_actors()
+        spoil(learner)
+        for number in range(1, 17):
+            learner.learn(learner.collect(number))
+            learner.sync_params_to_actors()
+    warned = [line for line in said if "WARNING" in line]
+    assert len(warned) == (warning is not None), warned
+    if warning is not None:
+        assert warned[0].startswith("WARNING: step ") and warning in warned[0]
+        assert f"python scripts/doctor.py {tmp_path / 'run'}" in warned[0] and "\n" not in warned[0]
