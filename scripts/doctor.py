@@ -256,6 +256,7 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@np.errstate(all="ignore")  # what is not finite, or too large, is found and not warned of
 def main(arguments: Arguments) -> int:
     """Diagnose as told; returns the exit code."""
     from learners.diagnosis.diagnose import diagnose

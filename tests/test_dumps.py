@@ -125,7 +125,7 @@ def test_a_column_that_is_not_needed_and_not_what_it_should_be_is_left_out(tmp_p
     dump = read([write(tmp_path / "odd.any", rows(**odd))], {})
     assert len(dump) == 2 and all(getattr(dump, name) is None for name in odd)
     assert len(dump.problems) == 5
-    assert "odd.any: reward is left out, as it is 'good' in row 1, which will not do" in dump.problems
+    assert "odd.any: reward is left out, as row 1 has 'good'" in dump.problems
     sentence = refusal(write(tmp_path / "mask.any", rows(mask=["1", "1"])))
     assert "mask" in sentence or "row" in sentence
 

@@ -4,7 +4,7 @@ Rows that cannot be used are dropped, with a word on it. Nothing in a dump is ev
 formats.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,12 @@ import numpy as np
 
 DTYPES = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
 TOKENS = ("response_ids", "log_mu", "log_pi", "log_pi_again", "mask")  # columns with a value a token of the response
-OF_A_ROW = ("reward", "group", "step", "finished")
+OF_A_ROW = {  # columns with a value a row -> what makes an array of their values
+    "reward": lambda values: np.array([np.nan if value is None else float(_number(value)) for value in values]),
+    "step": lambda values: np.array([-1 if value is None else int(_number(value)) for value in values], np.int64),
+    "finished": lambda values: np.array([bool(_number(value)) for value in values]),
+    "group": lambda values: np.array([str(_label(value)) for value in values], object),
+}
 TYPES = {"response_ids": np.int32, "prompt_ids": np.int32, "mask": np.bool_}  # FP32 where nothing is said
 ASK = "docs/dumps.md has what each framework writes, and a ten-line writer for any trainer"
 
@@ -64,26 +69,20 @@ class Part:
     """rows that were dropped since their columns have unequal lengths"""
 
     def add(self, name: str, values: list) -> None:
-        """Add a column of `OF_A_ROW`; where some are missing, NaN, -1, or it is left out. It is not needed, so that one
-        that holds something else is left out with a word on it."""
+        """Add a column of `OF_A_ROW`; where some are missing, NaN, -1, or it is left out. None is needed: one that
+        holds something else is left out too, with a word on it."""
         if all(value is None for value in values):
             return
-        kinds = {"reward": (int, float), "step": int, "finished": (bool, int)}.get(name, object)
-        odd = next((i for i, value in enumerate(values) if not (value is None or isinstance(value, kinds))), None)
-        if odd is not None:
-            what = f"is {str(values[odd])[:40]!r} in row {self.rows[odd]}, which will not do"
-            self.problems.append(f"{self.file.name}: {name} is left out, as it {what}")
-            return
-        if name == "reward":
-            self.columns[name] = np.array([np.nan if value is None else value for value in values], np.float64)
-        elif name == "step":
-            self.columns[name] = np.array([-1 if value is None else value for value in values], np.int64)
-        elif any(value is None for value in values):
-            self.problems.append(f"{self.file.name}: {name} is left out, as some rows have none")
-        elif name == "finished":
-            self.columns[name] = np.array(values, bool)
-        else:  # labels of any kind
-            self.columns[name] = np.array(list(map(str, values)), object)
+        try:
+            made = OF_A_ROW[name](values)
+        except (ValueError, TypeError, OverflowError):
+            odd = next(i for i, value in enumerate(values) if not _fits(OF_A_ROW[name], value))
+            what = (
+                "some rows have none" if values[odd] is None else f"row {self.rows[odd]} has {str(values[odd])[:40]!r}"
+            )
+            self.problems.append(f"{self.file.name}: {name} is left out, as {what}")
+        else:
+            self.columns[name] = made
 
     def drop(self, rows: np.ndarray, why: str) -> None:
         """Leave out those that ``rows``, (N,) bool, says, and note it."""
@@ -122,6 +121,26 @@ class Part:
         first = np.minimum(first[np.searchsorted(first, starts[:-1])], starts[1:])
         before = places < np.repeat(first, mask.lengths)
         return Ragged(first - starts[:-1], self.columns["response_ids"].values[before])
+
+
+def _number(value: object) -> int | float:
+    if not isinstance(value, int | float):
+        raise TypeError("a number is wanted")
+    return value
+
+
+def _label(value: object) -> object:
+    if value is None:
+        raise TypeError("a label is wanted")
+    return value
+
+
+def _fits(make: Callable[[list], np.ndarray], value: object) -> bool:
+    try:
+        make([value])
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def as_type(values: np.ndarray, dtype: type) -> np.ndarray:

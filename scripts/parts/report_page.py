@@ -14,6 +14,7 @@ from learners.diagnosis.glossary import meaning
 from scripts.parts.horizon import half_text
 
 PICTURED = 300_000  # tokens, of whole responses, that the pictures are made of
+FARTHEST = 1e4  # nats; what is farther, or not finite, is not pictured
 BINS, FEWEST = 14, 20  # of a picture, and tokens in each
 SHOWN = 90  # tokens of a response around its largest gap
 LISTED = 4  # responses
@@ -166,7 +167,7 @@ def pictures(dump: Dump) -> list[tuple[str, object]]:
     """(caption, inline SVG): the gap by the token's probability and by its place."""
     first, places = pictured_tokens(dump)
     mu, gap = dump.log_mu[first].astype(np.float64), (dump.log_pi[first] - dump.log_mu[first]).astype(np.float64)
-    good = np.isfinite(mu) & np.isfinite(gap)
+    good = (np.abs(mu) < FARTHEST) & (np.abs(gap) < FARTHEST)
     mu, gap, places = mu[good], gap[good], places[good]
     if len(gap) < FEWEST:
         return []
