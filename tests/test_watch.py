@@ -1,17 +1,19 @@
 """What a run's own steps are looked at for: pooled to windows, each cause named once, and only when two show it."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
 from learners.diagnosis.watch import MOST, Watch
 from learners.rollouts.batch import RolloutBatch
-from tests.test_doctor import LENGTH, filtered, toy
+from tests.test_doctor import LENGTH, PER_PROMPT, filtered, toy
 
 ROWS = 24  # so that three steps are a window
 
 
-def batch_of(dump, steps: int = 0) -> tuple[RolloutBatch, torch.Tensor]:
+def batch_of(dump) -> tuple[RolloutBatch, torch.Tensor]:
     """A dump's responses as a step of a run, and log pi of them."""
     rows, width = len(dump), 3 + LENGTH
     ids = torch.cat([torch.tensor(dump.prompt_ids), torch.from_numpy(dump.response_ids).view(rows, LENGTH)], 1).int()
@@ -22,11 +24,16 @@ def batch_of(dump, steps: int = 0) -> tuple[RolloutBatch, torch.Tensor]:
     return batch, at(dump.log_pi)
 
 
+@functools.cache
+def step_of(change, seed: int, noise: float = 0.02):
+    return batch_of(toy(change, responses=ROWS, seed=seed, noise=noise))
+
+
 def watched(*changes) -> list[list[str]]:
     """What is said at the end of each step, whose numbers are changed so."""
     watch, said = Watch({"temperature": 1.0}), []
     for number, change in enumerate(changes, 1):
-        watch.keep(number, *batch_of(toy(change, responses=ROWS, seed=number)))
+        watch.keep(number, *step_of(change, number % 3))
         said.append(watch.look())
     return said
 
@@ -63,16 +70,19 @@ def test_a_window_holds_whole_responses_and_no_more_than_is_cheap():
 
 
 def test_the_lag_is_told_from_the_steps_of_windows_before():
-    noise = lambda size: lambda mu, pi: (mu, pi + size * np.random.default_rng(0).standard_normal(pi.shape))
-    said = watched(noise(0.0), *[noise(0.6)] * 8)
+    def moved(mu, pi):
+        noise = np.random.default_rng(0).standard_normal(pi[::PER_PROMPT].shape)
+        return mu, pi + 0.6 * noise.repeat(PER_PROMPT, 0)
+
+    said = watched(None, *[moved] * 8)
     [sentence] = said[5]
     assert "1 step behind" in sentence and sum(map(len, said)) == 1
-    assert "behind" not in " ".join(watched(*[noise(0.6)] * 6)[5])
+    assert "behind" not in " ".join(watched(*[moved] * 6)[5])
 
 
 @pytest.mark.parametrize("noise", [1e-5, 0.02])
 def test_rounding_is_not_warned_of(noise):
     watch = Watch({})
     for number in range(1, 13):
-        watch.keep(number, *batch_of(toy(responses=ROWS, seed=number, noise=noise)))
+        watch.keep(number, *step_of(None, number % 6, noise))
         assert watch.look() == []
