@@ -154,7 +154,7 @@ def test_claims_that_disagree_are_left_open_and_unknown_ones_refused(tmp_path):
     assert any("bf16 by 0.jsonl.claims.json, fp16 by 1.jsonl.claims.json" in problem for problem in dump.problems)
     assert any("colour" in problem for problem in dump.problems)
     assert "no claim that is known" in refusal(tmp_path / "0.jsonl", claims={"colour": "red"})
-    assert "it is a number" in refusal(tmp_path / "0.jsonl", claims={"top_p": "much"})
+    assert "a number is wanted" in refusal(tmp_path / "0.jsonl", claims={"top_p": "much"})
 
 
 def test_the_same_numbers_on_both_sides_are_a_problem(tmp_path):

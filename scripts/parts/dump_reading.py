@@ -83,16 +83,16 @@ def checked_claims(claims: dict, where: str) -> dict:
         if value is None:
             continue
         if name.endswith("dtype"):
-            require(isinstance(value, str), f"{where}: {name} is {value!r}; name a dtype, such as bf16.")
+            require(isinstance(value, str), f"{where}: {name} is {value!r:.40}; name a dtype, such as bf16.")
             value = value.removeprefix("torch.").lower()
             value = DTYPES.get(value, value)
         elif name == "lora":
-            require(isinstance(value, bool), f"{where}: lora is {value!r}; it is true or false.")
+            require(isinstance(value, bool), f"{where}: lora is {value!r:.40}; it is true or false.")
         elif name == "rollout_quantization":
-            require(isinstance(value, str), f"{where}: rollout_quantization is {value!r}; name one, such as fp8.")
+            require(isinstance(value, str), f"{where}: rollout_quantization is {value!r:.40}; name one, such as fp8.")
         else:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            require(is_number and abs(value) < 1e9, f"{where}: {name} is {value!r}; it is a number.")
+            require(is_number and abs(value) < 1e9, f"{where}: {name} is {value!r:.40}; a number is wanted.")
         made[name] = value
     return made
 
