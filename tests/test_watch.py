@@ -29,9 +29,9 @@ def step_of(change, seed: int, noise: float = 0.02):
     return batch_of(toy(change, responses=ROWS, seed=seed, noise=noise))
 
 
-def watched(*changes) -> list[list[str]]:
+def watched(*changes, **claims) -> list[list[str]]:
     """What is said at the end of each step, whose numbers are changed so."""
-    watch, said = Watch({"temperature": 1.0}), []
+    watch, said = Watch({"temperature": 1.0} | claims), []
     for number, change in enumerate(changes, 1):
         watch.keep(number, *step_of(change, number % 3))
         said.append(watch.look())
@@ -72,12 +72,14 @@ def test_a_window_holds_whole_responses_and_no_more_than_is_cheap():
 def test_the_lag_is_told_from_the_steps_of_windows_before():
     def moved(mu, pi):
         noise = np.random.default_rng(0).standard_normal(pi[::PER_PROMPT].shape)
-        return mu, pi + 0.6 * noise.repeat(PER_PROMPT, 0)
+        return mu, pi + 0.1 * noise.repeat(PER_PROMPT, 0)
 
-    said = watched(None, *[moved] * 8)
+    said = watched(None, *[moved] * 8, sample_dtype="bf16", train_dtype="bf16")
     [sentence] = said[5]
     assert "1 step behind" in sentence and sum(map(len, said)) == 1
-    assert "behind" not in " ".join(watched(*[moved] * 6)[5])
+    assert not any(watched(*[moved] * 6, sample_dtype="bf16", train_dtype="bf16"))
+    # The rounding of weights that two dtypes hold grows as well, and is no fault.
+    assert not any(watched(None, *[moved] * 8, sample_dtype="bf16", train_dtype="fp32"))
 
 
 @pytest.mark.parametrize("noise", [1e-5, 0.02])
