@@ -82,6 +82,13 @@ def test_the_lag_is_told_from_the_steps_of_windows_before():
     assert not any(watched(None, *[moved] * 8, sample_dtype="bf16", train_dtype="fp32"))
 
 
+def test_a_rule_that_fails_ends_no_run(monkeypatch):
+    monkeypatch.setattr("learners.diagnosis.watch.examine", lambda *_: 1 / 0)
+    said = watched(*[None] * 12)
+    assert [number for number, sentences in enumerate(said, 1) if sentences] == [6]
+    assert "ZeroDivisionError" in said[5][0]
+
+
 @pytest.mark.parametrize("noise", [1e-5, 0.02])
 def test_rounding_is_not_warned_of(noise):
     watch = Watch({})

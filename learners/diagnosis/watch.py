@@ -57,6 +57,18 @@ class Watch:
         each."""
         if self.tokens < WINDOW:
             return []
+        try:
+            found = self._findings()
+        except Exception as error:  # to look must never end a run
+            found = {"error": Finding("error", "this step's numbers could not be looked at", 1.0, repr(error), "")}
+        new = [name for name in found if name in self.suspected and name not in self.named]
+        self.suspected = found
+        self.named |= set(new)
+        return [found[name].sentence for name in new]
+
+    @np.errstate(all="ignore")
+    def _findings(self) -> dict[str, Finding]:
+        """Of the window, which is over; by name."""
         lengths, ids, mu, pi, prompts, rewards, steps = zip(*self.rows, strict=True)
         self.rows, self.tokens = [], 0
         dump = Dump(np.concatenate([[0], *lengths]).cumsum(), *map(np.concatenate, (ids, mu, pi)),
@@ -64,8 +76,4 @@ class Watch:
                     step=np.concatenate(steps), claims=self.claims)  # fmt: skip
         case = examine(dump, self.levels)
         self.levels = case.levels[:STEPS]
-        found = {finding.name: finding for finding in case.findings}
-        new = [name for name in found if name in self.suspected and name not in self.named]
-        self.suspected = found
-        self.named |= set(new)
-        return [found[name].sentence for name in new]
+        return {finding.name: finding for finding in case.findings}
