@@ -16,11 +16,13 @@ def sample_at_another_temperature(learner) -> None:
 
 
 def sample_with_the_step_before(learner) -> None:
-    now, given = learner.sampler_weights, []
+    now = learner.sampler_weights
+    copy = lambda: [(name, tensor.clone()) for name, tensor in now()]
+    given = [copy()]
 
     def before():
-        given.append([(name, tensor.clone()) for name, tensor in now()])
-        return iter(given[max(0, len(given) - 2)])
+        given.append(copy())
+        return iter(given.pop(0))
 
     learner.sampler_weights = before
 
@@ -34,12 +36,11 @@ def sample_with_the_step_before(learner) -> None:
     ],
 )
 def test_a_fault_of_a_run_is_named_once(tmp_path, spoil, dtype, warning):
-    with built_learner(tmp_path / "run", f"--dtype={dtype}", "--max-steps=16") as learner:
+    with built_learner(tmp_path / "run", f"--dtype={dtype}", "--max-steps=12") as learner:
         said = []
         learner.log.say = said.append
-        learner.sync_params_to_actors()
         spoil(learner)
-        for number in range(1, 17):
+        for number in range(1, 13):
             learner.learn(learner.collect(number))
             learner.sync_params_to_actors()
     warned = [line for line in said if "WARNING" in line]
