@@ -105,15 +105,19 @@ def diagnoses(dump, size: int, draws: int, seed: int) -> collections.Counter:
 
 def make(arguments: Arguments, folder: Path, wanted: dict) -> Iterator[str]:
     """Make the dumps of some faults; the name of each as soon as its file is there."""
-    steps, adapters = trained_weights(arguments, 0, 4), trained_weights(arguments, 4, 6)
+    weights = {}
+    if any(fault.scoring.weights != "base" for fault in wanted.values()):
+        steps, adapters = trained_weights(arguments, 0, 4), trained_weights(arguments, 4, 6)
+        weights = {"step 1": steps[1], "step 4": steps[4], "adapter": adapters[6]}
+    from actors import runtime
     from learners.options.precision import TORCH_DTYPES
     from scripts.analyze_mismatch import Arguments as Analysis
     from scripts.analyze_mismatch import load_prompts
     from scripts.parts.faults import SAMPLINGS, Laboratory, dump_of
 
     config, prompts, _ = load_prompts(Analysis(prompts=arguments.prompts, seed=arguments.seed))
-    weights = {"step 1": steps[1], "step 4": steps[4], "adapter": adapters[6]}
-    laboratory = Laboratory(config.model_path, TORCH_DTYPES[arguments.dtype], config.max_model_len, 128, weights)
+    runtime.prepare({dtype := TORCH_DTYPES[arguments.dtype]})
+    laboratory = Laboratory(config.model_path, dtype, config.max_model_len, 128, weights)
     ids, sampled = [prompt.token_ids for prompt in prompts], {}
     for name, fault in wanted.items():
         if fault.sampling not in sampled:
