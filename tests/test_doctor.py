@@ -142,6 +142,14 @@ def test_what_was_done_to_the_numbers_themselves(spoil, name, side):
     assert len(found.findings[0].evidence) > 20
 
 
+def test_a_filter_that_leaves_one_token_is_not_taken_for_zeros_that_were_never_overwritten():
+    log_pi = np.log(np.random.default_rng(0).uniform(0.8, 1.0, 600)).astype(np.float32)
+    dump = Dump(np.arange(21) * 30, np.arange(600, dtype=np.int32), np.zeros(600, np.float32), log_pi)
+    assert "not-written" not in {finding.name for finding in diagnose(dump).findings}
+    log_pi[::20] = -3
+    assert diagnose(replace(dump, log_pi=log_pi)).name == "not-written"
+
+
 def test_rows_of_unequal_lengths_weigh_by_their_share(plain):
     told = "d.jsonl: row 3 is dropped, as log_mu and log_pi have unequal lengths"
     sure = {}

@@ -72,6 +72,7 @@ MEANINGS = {
     "ceiling_(mu|pi)_ids": "different tokens there",
     "same_(mu|pi)": "share of tokens at the most common value of {}",
     "same_(mu|pi)_value": "that value",
+    "same_(mu|pi)_far": "share of tokens that the other side gives less than 0.3",
     "repeats": "pairs of the same token after the same prompt and prefix",
     "repeat_(mu|pi)": "their root mean square difference in {}",
     "repeat_gap": "their root mean square gap",

@@ -37,7 +37,9 @@ def not_finite(case: Case) -> Finding | None:
 def not_written(case: Case) -> Finding | None:
     get = case.get
     for side, other in (("mu", "pi"), ("pi", "mu")):
-        if get("tokens") >= 8 and get(f"same_{side}") >= 0.99 and get(f"same_{other}", 1.0) < 0.5:
+        # A filter that leaves one token makes zeros too, and not of tokens that are unlikely.
+        filled = get(f"same_{side}_value") < -1e-6 or get(f"same_{side}_far") > 0.01
+        if filled and get("tokens") >= 8 and get(f"same_{side}") >= 0.99 and get(f"same_{other}", 1.0) < 0.5:
             return Finding(
                 "not-written", f"log_{side} was never written", 0.97,
                 f"it is {get(f'same_{side}_value'):.6g} at {get(f'same_{side}'):.0%} of the tokens, whatever "

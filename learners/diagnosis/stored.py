@@ -21,6 +21,7 @@ def look(sample: Sample) -> dict[str, float]:
         numbers |= _clamped(name, own, other, sample.ids)
         found, counts = np.unique(own, return_counts=True)
         numbers |= {f"same_{name}": float(counts.max() / len(own)), f"same_{name}_value": float(found[counts.argmax()])}
+        numbers[f"same_{name}_far"] = float(np.mean(other < np.log(0.3)))
     return numbers
 
 
