@@ -89,7 +89,8 @@ def other_weights(case: Case) -> Finding | None:
         return None  # as told: a note says how large it is
     if (quantised and not case.claims.get("lora")) or (not directed and not case.claims.get("lora")):
         return Finding(
-            "quantised", "the sampler's weights are rounded: a quantised rollout", 0.75 if case.level and get("open") >= 64 else 0.55,
+            "quantised", "the sampler's weights are rounded: a quantised rollout",
+            0.75 if case.level and get("open") >= 64 else 0.55,
             f"{size}, more than rounding in {LEVELS[case.expected]} makes, in no direction{way}.",
             "Sample with the weights that are trained, or correct for mu at every token; look for a quantised "
             "checkpoint "
