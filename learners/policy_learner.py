@@ -229,6 +229,8 @@ class PolicyLearner(PPOLearner):
                 step.updates_done += 1
         except NonFiniteError as error:
             raise NonFiniteError(f"Step {step.number}, update {self.policy_sgd_step + 1}: {error}") from error
+        for finding in self.updater.watch.look():
+            self.log.say(f"WARNING: step {step.number}: {finding} See python scripts/doctor.py {self.log.folder}.")
         self._tally_rollout(step)
         if self.args.vllm_sleep:
             torch.cuda.empty_cache()

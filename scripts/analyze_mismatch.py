@@ -280,6 +280,7 @@ def compare_layers(arguments: Arguments, config, chunks: dict, folder: Path) -> 
 
 def analyse(arguments: Arguments, config, chunks: dict, folder: Path, seconds: float) -> None:
     """The table and the figure, from the scored responses."""
+    from learners.diagnosis.horizon import LENGTHS, horizon_of
     from scripts.parts import horizon, mismatch_figure, style
     from scripts.parts.mismatch_table import MismatchTable
     from scripts.parts.statistics import ResponseTallies
@@ -289,7 +290,7 @@ def analyse(arguments: Arguments, config, chunks: dict, folder: Path, seconds: f
         tallies[name] = ResponseTallies(r for responses in chunk.scored() for r in responses)
         pictures[name] = mismatch_figure.MismatchPicture.of(r for responses in chunk.scored() for r in responses)
         tokens = horizon.ragged(r for responses in chunk.scored() for r in responses)
-        horizons[name] = horizon.horizon_of(*tokens, horizon.LENGTHS, arguments.bootstrap, arguments.confidence)
+        horizons[name] = horizon_of(*tokens, LENGTHS, arguments.bootstrap, arguments.confidence)
     table = MismatchTable.of(tallies, arguments.bootstrap, arguments.confidence, arguments.seed)
     model = model_name(config)
     sizes = [f"{name}: {len(p.lengths)} responses, {sum(p.lengths):,} tokens" for name, p in pictures.items()]

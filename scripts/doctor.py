@@ -66,7 +66,7 @@ class Arguments:
 
 
 def claims_of(arguments: Arguments) -> dict:
-    from scripts.parts.dump import CLAIMS
+    from learners.diagnosis.dump import CLAIMS
 
     return {name: getattr(arguments, name) for name in CLAIMS if getattr(arguments, name) is not None}
 
@@ -152,6 +152,8 @@ def with_model(arguments: Arguments, dump) -> list[dict]:
 
 def page(diagnosis, dump, table: list[dict], compared: list[dict], text) -> str:
     """What is printed."""
+    from scripts.parts.report_page import is_busy, percent
+
     say = lambda words, indent="": textwrap.fill(words, WIDTH, initial_indent=indent, subsequent_indent=indent)
     name = diagnosis.sentence
     parts = [say(name[0].upper() + name[1:]), ""]
@@ -177,11 +179,11 @@ def page(diagnosis, dump, table: list[dict], compared: list[dict], text) -> str:
             "What corrections would do, A = 1 and A = -1 alike (responses dropped, tokens dropped, limited, left):"
         ]
         for row in table:
-            shares = (1 - row["responses_kept"], 1 - row["kept"], row["limited"], row["left"])
-            if any(share > 0.0005 for share in shares[:3]) or row["left"] < 0.98:
-                parts.append(
-                    "  " + " ".join(f"{share:7.1%}" for share in shares) + "  " + row["correction"][: WIDTH - 36]
-                )
+            if is_busy(row):
+                shares = (1 - row["responses_kept"], 1 - row["kept"], row["limited"], row["left"])
+                numbers = "  " + " ".join(f"{percent(share):>7}" for share in shares) + "  "
+                parts.append(textwrap.fill(row["correction"], WIDTH, initial_indent=numbers,
+                                           subsequent_indent=" " * len(numbers)))  # fmt: skip
         parts.append("  every other one drops nothing and leaves 98% at least")
     return "\n".join(parts)
 
@@ -189,14 +191,11 @@ def page(diagnosis, dump, table: list[dict], compared: list[dict], text) -> str:
 def horizon_lines(horizon: dict) -> list[str]:
     if not horizon:
         return []
-    tokens = lambda value: "never" if not math.isfinite(value) or value > 1e9 else f"{value:,.3g}"
-    sequence = [tokens(horizon[f"sequence_half{end}"]) for end in ("", "_low", "_high")]
-    geometric = [tokens(horizon[f"geometric_half{end}"]) for end in ("", "_low", "_high")]
-    below = f"below {geometric[0]} tokens [{geometric[1]}, {geometric[2]}]"
+    from scripts.parts.horizon import half_text
+
     return [
-        f"Half of the effective sample is gone above {sequence[0]} tokens [{sequence[1]}, {sequence[2]}] with weights "
-        f"of whole responses, {below if horizon['geometric_half'] >= 1 else 'at no length'} with geometric ones; of "
-        f"these responses (mean {horizon['mean_length']:,.0f} tokens) they leave {horizon['sequence_left']:.1%} and "
+        f"Weights of whole responses lose half of the sample {half_text(horizon['half'])}; of these responses "
+        f"(mean {horizon['mean_length']:,.0f} tokens) they leave {horizon['sequence_left']:.1%}, geometric ones "
         f"{horizon['geometric_left']:.1%}."
     ]
 
@@ -257,6 +256,7 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@np.errstate(all="ignore")  # what is not finite, or too large, is found and not warned of
 def main(arguments: Arguments) -> int:
     """Diagnose as told; returns the exit code."""
     from learners.diagnosis.diagnose import diagnose

@@ -5,9 +5,13 @@ embedded model by default; stale weights and adapters are those of real training
 """
 
 import collections
+import json
+import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import pyarrow
 import tyro
+from pyarrow import parquet
 
+from learners.diagnosis.dump import Dump
 from scripts.parts.program import run_program
 from tasks.errors import require
 
@@ -37,6 +44,8 @@ class Arguments:
     """responses that are diagnosed together"""
     draws: int = 20
     """of each dump"""
+    dumps: Path | None = None
+    """folder of the dumps; those that are there are not made again (default: none is kept)"""
 
 
 def trained_weights(arguments: Arguments, rank: int, steps: int) -> dict:
@@ -94,41 +103,67 @@ def diagnoses(dump, size: int, draws: int, seed: int) -> collections.Counter:
     return found
 
 
+def make(arguments: Arguments, folder: Path, wanted: dict) -> Iterator[str]:
+    """Make the dumps of some faults; the name of each as soon as its file is there."""
+    weights = {}
+    if any(fault.scoring.weights != "base" for fault in wanted.values()):
+        steps, adapters = trained_weights(arguments, 0, 4), trained_weights(arguments, 4, 6)
+        weights = {"step 1": steps[1], "step 4": steps[4], "adapter": adapters[6]}
+    from actors import runtime
+    from learners.options.precision import TORCH_DTYPES
+    from scripts.analyze_mismatch import Arguments as Analysis
+    from scripts.analyze_mismatch import load_prompts
+    from scripts.parts.faults import SAMPLINGS, Laboratory, dump_of
+
+    config, prompts, _ = load_prompts(Analysis(prompts=arguments.prompts, seed=arguments.seed))
+    runtime.prepare({dtype := TORCH_DTYPES[arguments.dtype]})
+    laboratory = Laboratory(config.model_path, dtype, config.max_model_len, 128, weights)
+    ids, sampled = [prompt.token_ids for prompt in prompts], {}
+    for name, fault in wanted.items():
+        if fault.sampling not in sampled:
+            how, longest = SAMPLINGS[fault.sampling], config.sampling.generate_max_length
+            sampled[fault.sampling] = laboratory.sample(ids, arguments.n, longest, how, arguments.seed)
+        responses, more = sampled[fault.sampling], {}
+        if fault.again is not None:
+            more["log_pi_again"] = np.concatenate(laboratory.score(responses, fault.again)).astype(np.float32)
+        claims = {"sample_dtype": arguments.dtype, "train_dtype": arguments.dtype} | fault.claims
+        keep(folder, name, dump_of(responses, laboratory.score(responses, fault.scoring), claims=claims, **more))
+        yield name
+    laboratory.close()
+
+
+def keep(folder: Path, name: str, dump: Dump) -> None:
+    """Write a dump in the plain form, and what is claimed of it."""
+    tokens = {name: getattr(dump, name) for name in ("response_ids", "log_mu", "log_pi", "log_pi_again")}
+    columns = {name: np.split(flat, dump.starts[1:-1]) for name, flat in tokens.items() if flat is not None}
+    columns |= {"prompt_ids": list(dump.prompt_ids), "group": dump.group, "finished": dump.finished}
+    (folder / f"{name}.claims.json").write_text(json.dumps(dump.claims))
+    parquet.write_table(pyarrow.table(columns), folder / f"_{name}")
+    os.replace(folder / f"_{name}", folder / name)
+
+
 def main(arguments: Arguments) -> int:
     """Make the table; returns the exit code."""
     require(
         arguments.draw >= arguments.n, f"--draw is {arguments.draw}; draw at least the {arguments.n} of one prompt."
     )
-    steps, adapters = trained_weights(arguments, 0, 4), trained_weights(arguments, 4, 6)
-    from learners.options.precision import TORCH_DTYPES
-    from scripts.analyze_mismatch import Arguments as Analysis
-    from scripts.analyze_mismatch import load_prompts
-    from scripts.parts.faults import SAMPLINGS, Laboratory, dump_of, faults
+    from scripts.parts.dump_reading import read
+    from scripts.parts.faults import faults
 
-    config, prompts, _ = load_prompts(Analysis(prompts=arguments.prompts, seed=arguments.seed))
-    weights = {"step 1": steps[1], "step 4": steps[4], "adapter": adapters[6]}
-    laboratory = Laboratory(config.model_path, TORCH_DTYPES[arguments.dtype], config.max_model_len, 128, weights)
-    ids = [prompt.token_ids for prompt in prompts]
-    sampled, right, counted = {}, 0, 0
-    print("| fault | what is found first |\n|---|---|")
-    for name, fault in faults(lambda prompt: [prompt[0], *prompt], 0, "top-k 3").items():
-        if fault.sampling not in sampled:
-            how = SAMPLINGS[fault.sampling]
-            sampled[fault.sampling] = laboratory.sample(
-                ids, arguments.n, config.sampling.generate_max_length, how, arguments.seed
-            )
-        responses = sampled[fault.sampling]
-        more = {}
-        if fault.again is not None:
-            more["log_pi_again"] = np.concatenate(laboratory.score(responses, fault.again)).astype(np.float32)
-        claims = {"sample_dtype": arguments.dtype, "train_dtype": arguments.dtype} | fault.claims
-        dump = dump_of(responses, laboratory.score(responses, fault.scoring), claims=claims, **more)
-        found = diagnoses(dump, arguments.draw, arguments.draws, arguments.seed)
-        share = sum(found[cause] for cause in fault.causes) / arguments.draws
-        right, counted = right + (share > 0.5), counted + 1
-        print(f"| {name} | {', '.join(f'{cause} {count}' for cause, count in found.most_common())} |", flush=True)
-    laboratory.close()
-    print(f"\nright in most draws: {right} of {counted} kinds")
+    wanted = faults(lambda prompt: [prompt[0], *prompt], 0, "top-k 3")
+    right = 0
+    with tempfile.TemporaryDirectory() as passing:
+        folder = arguments.dumps or Path(passing)
+        folder.mkdir(parents=True, exist_ok=True)
+        there = [name for name in wanted if (folder / name).exists()]
+        missing = {name: fault for name, fault in wanted.items() if name not in there}
+        print("| fault | what is found first |\n|---|---|")
+        for name in chain(there, make(arguments, folder, missing) if missing else ()):
+            found = diagnoses(read([folder / name], {}), arguments.draw, arguments.draws, arguments.seed)
+            right += sum(found[cause] for cause in wanted[name].causes) > 0.5 * arguments.draws
+            told = ", ".join(f"{cause} {count}" for cause, count in found.most_common())
+            print(f"| {name} | {told} |", flush=True)
+    print(f"\nright in most draws: {right} of {len(wanted)} kinds")
     return 0
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import tyro
 
+from learners.diagnosis.bootstrap import Interval, interval, resamples
 from learners.model.log_probs import TokenLogProbs
 from learners.record.mismatch import derive, measure
 from learners.record.tally import Tally
@@ -20,7 +21,7 @@ from scripts.parts.mismatch_figure import MismatchPicture, difference_edges, dif
 from scripts.parts.mismatch_table import MismatchTable, interval_text
 from scripts.parts.responses import Chunks, Response
 from scripts.parts.scoring import score_batch, token_batches
-from scripts.parts.statistics import Interval, ResponseTallies, interval, ratio, resamples, slope_and_intercept
+from scripts.parts.statistics import ResponseTallies, ratio, slope_and_intercept
 from tasks.arithmetic.model import build_model
 from tasks.errors import UsageError
 

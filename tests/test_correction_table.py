@@ -184,3 +184,10 @@ def test_the_program_writes_what_it_says(tmp_path, monkeypatch, capsys):
     assert geo["bf16"][3]["left"] < geo["fp16"][3]["left"]
     assert "reject geo" in (tmp_path / "corrections.md").read_text()
     assert "half is gone" in capsys.readouterr().out
+
+
+def test_labels_name_the_recipes_that_say_so_and_no_others():
+    assert "pg-seq-is (oat)" in CORRECTIONS and "reinforce" in CORRECTIONS
+    bands = {label.partition("(")[2] for label in CORRECTIONS if label.startswith("reject geo ")}
+    assert bands == {"oat)", "skyrl)", "slime)", "nemo-rl)", "openrlhf)"}
+    assert "grpo-token-tis tis_cap=3 clip_high=0.2 (trl)" in CORRECTIONS

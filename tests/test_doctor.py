@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from learners.diagnosis.diagnose import diagnose
-from learners.diagnosis.horizon import horizon
+from learners.diagnosis.dump import Dump
+from learners.diagnosis.glossary import meaning
 from learners.diagnosis.of_weights import lag_of
 from learners.diagnosis.totals import add_up
-from scripts.parts.dump import Dump
 from tests.conftest import ROOT
 
 LENGTH, VOCABULARY, PER_PROMPT = 60, 1500, 4
@@ -128,6 +128,8 @@ def test_a_shift_by_one_token(plain):
         (lambda v: np.where(np.arange(len(v)) == 5, -np.inf, v), "not-finite"),
         (lambda v: -v, "not-log-probabilities"),
         (np.exp, "not-log-probabilities"),
+        (np.zeros_like, "not-written"),
+        (lambda v: np.where(np.arange(len(v)) == 5, v, -11.5), "not-written"),
         (lambda v: v - 0.004, "biased-normaliser"),
         (lambda v: np.where(np.arange(len(v)) % LENGTH == LENGTH - 1, -17, v), "special-token"),
     ],
@@ -138,6 +140,52 @@ def test_what_was_done_to_the_numbers_themselves(spoil, name, side):
     found = diagnose(with_values(dump, **{side: spoil(getattr(dump, side))}))
     assert found.name == name, found.sentence
     assert len(found.findings[0].evidence) > 20
+
+
+def test_a_filter_that_leaves_one_token_is_not_taken_for_zeros_that_were_never_overwritten():
+    log_pi = np.log(np.random.default_rng(0).uniform(0.8, 1.0, 600)).astype(np.float32)
+    dump = Dump(np.arange(21) * 30, np.arange(600, dtype=np.int32), np.zeros(600, np.float32), log_pi)
+    assert "not-written" not in {finding.name for finding in diagnose(dump).findings}
+    log_pi[::20] = -3
+    assert diagnose(replace(dump, log_pi=log_pi)).name == "not-written"
+
+
+def test_rows_of_unequal_lengths_weigh_by_their_share(plain):
+    told = "d.jsonl: row 3 is dropped, as log_mu and log_pi have unequal lengths"
+    sure = {}
+    for dropped, rows in ((1, 32), (8, 32), (200, 32), (1, 512)):
+        many = toy(responses=rows) if rows != 32 else plain
+        made = diagnose(replace(many, unequal=dropped, problems=[told]))
+        sure[dropped, rows] = made.findings[0].confidence if made.name == "unequal-lengths" else 0.0
+        assert (told in made.notes) == (not sure[dropped, rows])
+    assert sure[1, 32] == pytest.approx(0.5 + 5 / 33) and sure[8, 32] == sure[200, 32] == 0.98
+    assert sure[1, 512] == 0
+
+
+def test_what_is_claimed_and_cannot_be_is_noted(plain):
+    halves = {"sample_dtype": "bf16", "train_dtype": "bf16"}
+    said = lambda dump, **claims: " ".join(diagnose(replace(dump, claims=claims)).notes)
+    fine = toy(noise=0.0, grid=2.0**-7, responses=64)
+    assert "claimed to be in BF16, and its logits lie on FP16's grid" in said(fine, **halves)
+    assert "claimed to be" not in said(fine, sample_dtype="fp16", train_dtype="fp16")
+    assert "both log-probabilities are at temperature 1" in said(fine, temperature=0.6)
+    assert "temperature 1" not in said(fine, temperature=1.0)
+    exact = toy(noise=1e-5)
+    assert "BF16 is claimed, and the gap is at the level of FP32" in said(exact, **halves)
+    assert "int8 is claimed of the rollout" in said(exact, rollout_quantization="int8")
+    assert "is claimed" not in said(plain, **halves, rollout_quantization="none")
+    cut = toy(lambda a, b: (filtered(a, 0.95), b))
+    assert "No filter is claimed (top_p 1)" in said(cut, top_p=1.0)
+    assert "No filter" not in said(cut, top_p=0.95)
+
+
+def test_every_statistic_is_explained(plain):
+    many = replace(plain, log_pi_again=plain.log_pi, reward=np.arange(32) % 2, step=np.arange(32) // 8)
+    made = diagnose(many).numbers
+    assert len(made) > 100
+    assert {name for name in made if not meaning(name)} == set()
+    assert meaning("place_64").startswith("median gap in log odds from place 64")
+    assert meaning("nothing") == ""
 
 
 def test_dropout_shows_in_repeats_and_in_a_second_pass():
@@ -193,10 +241,14 @@ def test_horizon_of_known_noise_and_its_interval():
     rng = np.random.default_rng(0)
     gap = 0.05 * rng.standard_normal((400, 100)).astype(np.float32)
     starts = np.arange(401) * 100
-    found = horizon(add_up(starts, np.full(40000, -2, np.float32), (gap - 2).ravel()))
-    assert found["sequence_half"] == pytest.approx(np.log(2) / 0.05**2, rel=0.2)
-    assert found["sequence_half_low"] < np.log(2) / 0.05**2 < found["sequence_half_high"]
-    assert found["geometric_half"] == pytest.approx(0.05**2 / np.log(2), rel=0.2)
+    log_mu = np.full(40000, -2, np.float32)
+    found = diagnose(Dump(starts, np.arange(40000, dtype=np.int32), log_mu, log_mu + gap.ravel())).horizon
+    assert found["half"].low < np.log(2) / 0.05**2 < found["half"].high
+    assert found["half"].high - found["half"].low < 150
+    sums = gap.sum(1, dtype=float)
+    for name, weights in (("sequence", np.exp(sums)), ("geometric", np.exp(sums / 100))):
+        assert found[f"{name}_left"] == pytest.approx(weights.mean() ** 2 / (weights**2).mean(), rel=1e-4)
+    assert found["mean_length"] == 100
 
 
 def test_sums_over_chunks_are_those_of_loops(plain, monkeypatch):
@@ -240,7 +292,12 @@ def test_the_program_says_it_in_one_sentence_and_by_its_exit_code(tmp_path, plai
     assert ill.stdout.startswith("Another temperature on one side")
     made = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
     assert made["diagnosis"] == "temperature"
-    assert any(row["correction"].startswith("reject geo") for row in made["corrections"])
+    shown = " ".join(ill.stdout.split())
+    busy = [row["correction"] for row in made["corrections"] if row["left"] < 0.98]
+    assert any(len(name) > 80 for name in busy) and all(name in shown for name in busy), "no label is cut"
+    assert "reject geo geo_low=0.99 geo_high=1.01 (skyrl)" in busy
+    assert "-0.0%" not in ill.stdout
+    assert "geometric ones" in healthy.stdout
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):

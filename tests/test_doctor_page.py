@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
+from learners.diagnosis.bootstrap import Interval
+from learners.diagnosis.dump import Dump
 from learners.diagnosis.findings import Diagnosis, Finding
 from scripts.parts import report_page
-from scripts.parts.dump import Dump
 
 HOSTILE = "<script>document.title='run'</script><img src='/stolen' onerror=\"document.title='run'\">"
 WIDTH = 390  # pixels of a phone
@@ -28,8 +29,8 @@ def made(tokens: int = 400, rows: int = 8):
     starts = np.arange(rows + 1) * tokens
     dump = Dump(starts, np.arange(len(log_mu), dtype=np.int32), log_mu, log_pi, claims={"lora": True, "x": HOSTILE})
     dump.problems.append(f"rows of {HOSTILE}")
-    horizon = {f"{of}_half{end}": 100.0 for of in ("sequence", "geometric") for end in ("", "_low", "_high")}
-    horizon |= {"sequence_left": 0.4, "geometric_left": 0.99, "mean_length": 400.0, "variance_per_token": 1e-3}
+    half = Interval(100.0, 90.0, float("inf"))
+    horizon = {"half": half, "sequence_left": 0.4, "geometric_left": 0.99, "mean_length": 400.0}
     worst = {
         "responses": [{"response": 0, "tokens": tokens, "share": 0.3, "log_ratio": float("nan")}],
         "tokens": [{"response": 0, "place": 5, "id": 5, "log_mu": -1.0, "log_pi": None, "share": 0.3}],
@@ -54,6 +55,15 @@ def test_everything_is_there_and_what_a_dump_says_is_escaped(tmp_path):
         and "nan" not in re.sub("log (mu|pi) nan|provenance", "", page.lower())
     )
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page)
+
+
+def test_shares_lengths_and_statistics_are_said_in_words(tmp_path):
+    assert report_page.percent(1 - 1.0000000002) == report_page.percent(-0.0) == "0.0%"
+    page = written(tmp_path).read_text()
+    assert "above 100 [90, ?] tokens" in page
+    assert "mean of log mu - log pi, nats a token" in page
+    never = {"half": Interval(*[float("inf")] * 3), "sequence_left": 1.0, "geometric_left": 1.0, "mean_length": 4.0}
+    assert report_page.horizon_table(never)[1] == ["of whole responses", "at no length", "100.0%"]
 
 
 def test_a_page_of_very_little(tmp_path):

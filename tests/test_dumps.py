@@ -109,13 +109,25 @@ def test_rows_that_cannot_be_used_are_dropped_and_named(tmp_path):
     assert [problem.split(" is ")[0].split(" are ")[0] for problem in dump.problems] == [
         "some.jsonl: rows 4, 5", "some.jsonl: row 3", "some.jsonl: row 2",
     ]  # fmt: skip
-    assert "unequal lengths" in dump.problems[2]
+    assert "unequal lengths" in dump.problems[2] and dump.unequal == 1
     empty = {"response_ids": [], "log_mu": [], "log_pi": []}
     schema = pa.Table.from_pylist([good]).schema
     parquet.write_table(pa.Table.from_pylist([good, short, {}, empty], schema), tmp_path / "some.parquet")
     dump = read([tmp_path / "some.parquet"], {})
     assert dump.starts.tolist() == [0, 3]
     assert len(dump.problems) == 4 and "row 3" in dump.problems[1] and "row 4" in dump.problems[3]
+
+
+@pytest.mark.parametrize("write", [lines, table])
+def test_a_column_that_is_not_needed_and_not_what_it_should_be_is_left_out(tmp_path, write):
+    odd = {"reward": ["good", "bad"], "step": ["one", "two"], "finished": ["no", "no"]}
+    odd |= {"log_pi_again": [["x", "y", "z"], ["x", "y"]], "prompt_ids": ["a text", "a text"]}
+    dump = read([write(tmp_path / "odd.any", rows(**odd))], {})
+    assert len(dump) == 2 and all(getattr(dump, name) is None for name in odd)
+    assert len(dump.problems) == 5
+    assert "odd.any: reward is left out, as row 1 has 'good'" in dump.problems
+    sentence = refusal(write(tmp_path / "mask.any", rows(mask=["1", "1"])))
+    assert "mask" in sentence or "row" in sentence
 
 
 def test_columns_that_some_files_lack_are_left_out(tmp_path):
@@ -142,7 +154,7 @@ def test_claims_that_disagree_are_left_open_and_unknown_ones_refused(tmp_path):
     assert any("bf16 by 0.jsonl.claims.json, fp16 by 1.jsonl.claims.json" in problem for problem in dump.problems)
     assert any("colour" in problem for problem in dump.problems)
     assert "no claim that is known" in refusal(tmp_path / "0.jsonl", claims={"colour": "red"})
-    assert "it is a number" in refusal(tmp_path / "0.jsonl", claims={"top_p": "much"})
+    assert "a number is wanted" in refusal(tmp_path / "0.jsonl", claims={"top_p": "much"})
 
 
 def test_the_same_numbers_on_both_sides_are_a_problem(tmp_path):

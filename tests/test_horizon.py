@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.parts import horizon
-from scripts.parts.horizon import horizon_of
+from learners.diagnosis import horizon
+from learners.diagnosis.horizon import horizon_of
+from scripts.parts.horizon import draw, markdown, tokens_text
 
 
 def lay(log_ratios: list[np.ndarray], seed: int = 0):
@@ -96,7 +97,7 @@ def test_no_mismatch_is_never_lost_and_what_is_missing_is_none_in_json():
     assert plain["rows"][1] == {"length": 64, "responses": 0, "measured": None, "measured_geometric": None} | {
         name: {"estimate": 1.0, "low": 1.0, "high": 1.0} for name in ("extrapolated", "extrapolated_geometric")
     }
-    assert horizon.tokens_text(made.half) == "never [?, ?]"
+    assert tokens_text(made.half) == "never [?, ?]"
 
 
 def test_a_half_that_is_gone_within_the_first_tokens_is_found_there():
@@ -110,10 +111,10 @@ def test_table_and_figure_show_every_dtype():
         dtype: horizon_of(*lay(moving_average(rng, 40, 40, deviation, 0.0)), lengths=(8, 32, 1024), replicates=100)
         for dtype, deviation in (("fp16", 0.01), ("bf16", 0.08))
     }
-    text = horizon.markdown(made)
+    text = markdown(made)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {row.count(" | ") for row in rows if not row.startswith("|---")} == {4}
     assert "| 1,024 | - | " in text
-    labels = [label.get_text() for label in horizon.draw(made, "a title").legends[0].get_texts()]
+    labels = [label.get_text() for label in draw(made, "a title").legends[0].get_texts()]
     assert sum("half is gone above" in label for label in labels) == 2
-    assert f"BF16: half is gone above {horizon.tokens_text(made['bf16'].half)} tokens" in labels
+    assert f"BF16: half is gone above {tokens_text(made['bf16'].half)} tokens" in labels

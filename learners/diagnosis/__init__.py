@@ -2,4 +2,6 @@
 
 dump -> totals.Totals (all tokens, in chunks) and evidence.Evidence (a sample of whole responses)
      -> rules.RULES, one function a cause -> Diagnosis
+
+A file of any framework, by scripts/doctor.py; the steps of a run, by watch.Watch.
 """

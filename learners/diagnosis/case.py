@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from learners.diagnosis.findings import Finding
+from learners.diagnosis.sample import Sample
 from learners.diagnosis.totals import Totals
 
 # Median and nine-tenths quantile of |gap| in log odds that two engines at the same weights differ by, at most: twice
@@ -24,17 +26,28 @@ class Case:
     numbers: dict[str, float]
     claims: dict
     totals: Totals
+    sample: Sample
     problems: list[str]
-    lengths: object
-    """(N,) tokens of each response, those that are not finite included"""
-    found: set[str] = field(default_factory=set)
-    """names of the findings so far"""
+    unequal: int
+    """rows that were dropped since their columns have unequal lengths"""
+    findings: list[Finding] = field(default_factory=list)
+    """so far"""
+
+    @property
+    def found(self) -> set[str]:
+        return {finding.name for finding in self.findings}
 
     def get(self, name: str, otherwise: float = 0.0) -> float:
         return self.numbers.get(name, otherwise)
 
     def has(self, *names: str) -> bool:
         return all(name in self.numbers for name in names)
+
+    @property
+    def levels(self) -> list[tuple[int, float]]:
+        """The root mean square of the gap at each training step."""
+        named = [(name.removeprefix("step_"), value) for name, value in self.numbers.items()]
+        return sorted((int(step), value) for step, value in named if step.isdigit())
 
     def claimed(self, side: str) -> str | None:
         """The dtype that the user believes the "sample" or "train" side to be in."""

@@ -3,16 +3,15 @@
 import numpy as np
 
 from learners.diagnosis import contexts, stored
-from learners.diagnosis.sample import Sample, draw
+from learners.diagnosis.sample import Sample, log_odds
 from learners.diagnosis.totals import Totals
 
 EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of bins of places
 FEW = 8  # tokens, below which a statistic is left out
 
 
-def gather(dump, totals: Totals) -> dict[str, float]:
+def gather(dump, totals: Totals, sample: Sample) -> dict[str, float]:
     """All statistics of a dump; what cannot be computed of it is absent."""
-    sample = draw(dump)
     numbers = {"responses": float(len(dump.starts) - 1), "tokens": float(dump.starts[-1]), "k1": totals.k1,
                "k3": totals.k3}  # fmt: skip
     if not len(sample):
@@ -29,8 +28,7 @@ def size(sample: Sample) -> dict[str, float]:
     if kept.sum() < FEW:
         kept = sample.new
     d = np.abs(sample.d[kept])
-    numbers = {f"d_{int(100 * q)}": float(np.quantile(d, q)) for q in (0.1, 0.5, 0.9, 0.99)}
-    certain = np.abs(sample.g[~sample.open]) if (~sample.open).any() else np.zeros(1)
+    numbers = {f"d_{int(100 * q)}": float(np.quantile(d, q)) for q in (0.5, 0.9)}
     return numbers | {
         "open": float(kept.sum()),
         "g_rms": float(np.sqrt(np.mean(sample.g**2))),
@@ -38,7 +36,6 @@ def size(sample: Sample) -> dict[str, float]:
         "g_smallest": float(sample.g.min()),
         "g_95": float(np.quantile(sample.g[kept], 0.95)),
         "g_05": float(np.quantile(sample.g[kept], 0.05)),
-        "g_certain": float(np.median(certain)),
         "correlation": correlation(sample.x, sample.y),
         "vocabulary": float(sample.ids.max() + 1),
     }
@@ -63,15 +60,7 @@ def who_sampled(sample: Sample) -> dict[str, float]:
         "sampled_from_error": float(spread / len(t) / second),
         "shift": float(np.mean(fresh)),
         "shift_z": float(np.mean(fresh) / max(np.std(fresh) / np.sqrt(len(fresh)), 1e-12)),
-        "w_mean_z": z_of(np.expm1(np.clip(sample.g, -30, 30)), sample.row),
     }
-
-
-def z_of(values: np.ndarray, row: np.ndarray) -> float:
-    """A mean over its standard error, with responses as the independent units."""
-    sums = np.bincount(row, weights=values)
-    error = np.sqrt(np.sum(sums**2))
-    return float(sums.sum() / error) if error > 0 else 0.0
 
 
 def signs(sample: Sample) -> dict[str, float]:
@@ -89,8 +78,6 @@ def signs(sample: Sample) -> dict[str, float]:
             moved = g[g != 0]
             numbers[f"{name}_up"] = float(np.mean(moved > 0)) if len(moved) >= FEW else 0.5
             numbers[f"{name}_up_z"] = (numbers[f"{name}_up"] - 0.5) * 2 * float(np.sqrt(len(moved)))
-            numbers[f"{name}_z"] = float(g.mean() / max(g.std() / np.sqrt(len(g)), 1e-12))
-            numbers[f"{name}_mean"] = float(g.mean())
             numbers[f"{name}_up_squared"] = float((g[g > 0] ** 2).sum() / max((g**2).sum(), 1e-30))
     kept = likely & (np.minimum(sample.x, sample.y) > np.log(0.3))
     if kept.sum() >= FEW:
@@ -100,7 +87,6 @@ def signs(sample: Sample) -> dict[str, float]:
         residual = d - design @ (slope, intercept)
         numbers |= {
             "odds_slope": float(slope),
-            "odds_intercept": float(intercept),
             "odds_slope_error": float(residual.std() / max(odds.std() * np.sqrt(len(odds)), 1e-12)),
             "odds_explained": float(1 - np.mean(residual**2) / max(np.mean(d**2), 1e-30)),
         }
@@ -137,14 +123,13 @@ def lags(sample: Sample) -> dict[str, float]:
         varied = np.minimum(a, b) < -0.01
         if varied.sum() < FEW:
             continue
-        numbers[f"lag_{lag}"] = correlation(a, b)
         distance = float(np.mean(np.minimum(np.abs(a - b), 2.0)))
         if best is None or distance < best[1]:
-            best = lag, distance, numbers[f"lag_{lag}"], float(len(a))
+            best = lag, distance, correlation(a, b)
     here = float(np.mean(np.minimum(np.abs(sample.g), 2.0)))
     if best is not None:
         numbers |= {"lag_best": float(best[0]), "lag_best_distance": best[1], "lag_best_correlation": best[2],
-                    "lag_0_distance": here, "lag_pairs": best[3]}  # fmt: skip
+                    "lag_0_distance": here}  # fmt: skip
     return numbers
 
 
@@ -160,7 +145,6 @@ def ends(sample: Sample) -> dict[str, float]:
                 f"{name}_far": float(np.mean(np.abs(sample.g[at]) > 1.0)),
                 f"others_far_{name}": float(np.mean(inside > 1.0)),
                 f"{name}_share": float((sample.g[at] ** 2).sum() / max((sample.g**2).sum(), 1e-30)),
-                f"{name}_of_tokens": float(at.mean()),
                 f"{name}_zero_pi": float(np.mean(sample.y[at] == 0)),
                 f"{name}_zero_mu": float(np.mean(sample.x[at] == 0)),
                 f"{name}_rms": float(np.sqrt(np.mean(sample.g[at] ** 2))),
@@ -235,31 +219,19 @@ def again(sample: Sample) -> dict[str, float]:
     if sample.again is None:
         return {}
     good = np.isfinite(sample.again)
-    moved = log_odds_gap(sample, good)
+    moved = log_odds(sample.again[good]) - sample.y_odds[good]
     kept = (sample.open & sample.new)[good]
     if kept.sum() < FEW:
         return {}
     return {
-        "again_50": float(np.median(np.abs(moved[kept]))),
         "again_90": float(np.quantile(np.abs(moved[kept]), 0.9)),
-        "again_rms": float(np.sqrt(np.mean((sample.again[good] - sample.y[good]) ** 2))),
     }
-
-
-def log_odds_gap(sample: Sample, good: np.ndarray) -> np.ndarray:
-    from learners.diagnosis.sample import log_odds
-
-    return log_odds(sample.again[good]) - sample.y_odds[good]
 
 
 def outside(dump, totals: Totals) -> dict[str, float]:
     """How responses' gaps go with what else is known of them: length, step, reward; and of all responses."""
     numbers = {}
     counted = totals.tokens > 0
-    square = totals.gap_squared[counted] / totals.tokens[counted]
-    lengths = totals.tokens[counted]
-    if counted.sum() >= 16:
-        numbers["length_rank"] = correlation(ranks(lengths), ranks(square))
     if dump.reward is not None and counted.sum() >= 16:
         reward = np.asarray(dump.reward, float)[counted]
         good = np.isfinite(reward)
@@ -268,13 +240,12 @@ def outside(dump, totals: Totals) -> dict[str, float]:
     if dump.step is not None:
         step = np.asarray(dump.step)[counted]
         present = np.unique(step[step >= 0])
-        if len(present) > 1:
+        if len(present):
             order = np.argsort(step, kind="stable")
             firsts = np.searchsorted(step[order], present)
             sums = (np.add.reduceat(v[counted][order], firsts) for v in (totals.gap_squared, totals.tokens))
             squares, tokens = sums
             numbers |= {f"step_{s}": float(np.sqrt(v)) for s, v in zip(present[:32], squares / tokens, strict=False)}
-            numbers["steps"] = float(len(present))
     return numbers
 
 

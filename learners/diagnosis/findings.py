@@ -1,6 +1,6 @@
 """What a diagnosis is made of."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 HEALTHY = "healthy"
 
@@ -20,6 +20,11 @@ class Finding:
     advice: str
     """one sentence: what to do"""
 
+    @property
+    def sentence(self) -> str:
+        sure = "" if self.confidence >= 0.9 else "probably " if self.confidence >= 0.6 else "perhaps "
+        return f"{sure}{self.title}: {self.evidence}"
+
 
 @dataclass
 class Diagnosis:
@@ -33,6 +38,7 @@ class Diagnosis:
     notes: list[str] = field(default_factory=list)
     """what is worth knowing and no fault"""
     horizon: dict = field(default_factory=dict)
+    """of `diagnose.reach`"""
     worst: dict = field(default_factory=dict)
     """the responses and tokens that make up most of the gap"""
 
@@ -49,9 +55,7 @@ class Diagnosis:
     def sentence(self) -> str:
         """The diagnosis in one sentence."""
         if self.findings:
-            first = self.findings[0]
-            sure = "" if first.confidence >= 0.9 else "probably " if first.confidence >= 0.6 else "perhaps "
-            return f"{sure}{first.title}: {first.evidence}".strip()
+            return self.findings[0].sentence
         if not self.numbers.get("gap_largest", 1.0):
             return (
                 "the same numbers on both sides: one engine computes for both, or one column was written for the other"
@@ -66,7 +70,7 @@ class Diagnosis:
             "level": self.level,
             "findings": [vars(finding) for finding in self.findings],
             "notes": self.notes,
-            "horizon": self.horizon,
+            "horizon": self.horizon | {name: asdict(value) for name, value in self.horizon.items() if name == "half"},
             "worst": self.worst,
             "numbers": self.numbers,
         }

@@ -30,7 +30,7 @@ def filtered(case: Case) -> Finding | None:
         many = marks[0] and against > 1.5 and (marks[1] or marks[2]) and sum(marks) >= 4
         if body > 1e-3 and (many or gross) and not _is_constant(case):
             least = get("g_smallest") if side == "mu" else -get("g_largest")
-            mass = math.exp(max(least, -50.0))
+            mass = math.exp(min(max(least, -50.0), 0.0))
             return Finding(
                 "filtered", f"log_{side} is of a filtered distribution (top-p, top-k or min-p)",
                 min(0.98, 0.55 + 0.09 * sum(marks)),
@@ -96,7 +96,9 @@ def raw(case: Case) -> Finding | None:
     claimed = case.claims.get("temperature")
     if sure:
         from_pi = drawn > 0 and drawn + 1 > 4 * error
-        as_claimed = claimed is not None and abs(claimed - 1) > 0.02 and abs(math.log(ratio * claimed)) < 0.06
+        as_claimed = (
+            claimed is not None and claimed > 0 and abs(claimed - 1) > 0.02 and abs(math.log(ratio * claimed)) < 0.06
+        )
         on_grid = case.seen("mu") is not None and case.seen("pi") is None and drawn > -0.5 + error
         if from_pi or as_claimed or (on_grid and error < 0.7 and drawn > 0):
             told = f", as claimed ({claimed:g})" if as_claimed else ""

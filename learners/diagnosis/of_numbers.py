@@ -4,6 +4,8 @@ from learners.diagnosis.case import Case
 from learners.diagnosis.findings import Finding
 from learners.diagnosis.rules import rule
 
+FEW_ROWS = 0.01  # of unequal lengths, below which they are an accident and no habit of the writer
+
 
 def share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
@@ -32,6 +34,23 @@ def not_finite(case: Case) -> Finding | None:
 
 
 @rule(explains_the_gap=True)
+def not_written(case: Case) -> Finding | None:
+    get = case.get
+    for side, other in (("mu", "pi"), ("pi", "mu")):
+        # A filter that leaves one token makes zeros too, and not of tokens that are unlikely.
+        filled = get(f"same_{side}_value") < -1e-6 or get(f"same_{side}_far") > 0.01
+        if filled and get("tokens") >= 8 and get(f"same_{side}") >= 0.99 and get(f"same_{other}", 1.0) < 0.5:
+            return Finding(
+                "not-written", f"log_{side} was never written", 0.97,
+                f"it is {get(f'same_{side}_value'):.6g} at {get(f'same_{side}'):.0%} of the tokens, whatever "
+                f"log_{other} is there.",
+                f"Write the {'sampler' if side == 'mu' else 'trainer'}'s log-probability of each token before the "
+                "buffer is saved; it still holds what it was filled with.",
+            )  # fmt: skip
+    return None
+
+
+@rule(explains_the_gap=True)
 def not_log_probabilities(case: Case) -> Finding | None:
     above, tokens = case.totals.above_zero, case.get("tokens")
     sides = [side for side, count in above.items() if count > max(2, 0.01 * tokens)]
@@ -47,11 +66,13 @@ def not_log_probabilities(case: Case) -> Finding | None:
 
 @rule()
 def unequal_lengths(case: Case) -> Finding | None:
-    told = [problem for problem in case.problems if "length" in problem]
-    if not told:
-        return None
+    part = share(case.unequal, case.unequal + case.get("responses"))
+    if part < FEW_ROWS:
+        return None  # a note says it
+    told = next(problem for problem in case.problems if "unequal lengths" in problem)
     return Finding(
-        "unequal-lengths", "rows whose columns have unequal lengths", 0.98, told[0].rstrip(".") + ".",
+        "unequal-lengths", "rows whose columns have unequal lengths", min(0.98, 0.5 + 5 * part),
+        f"{part:.0%} of the rows; {told.rstrip('.')}.",
         "Write one log-probability of either engine for each token of response_ids: one side counts a token more, such "
         "as the end-of-sequence token, or the prompt's last.",
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """Causes in what computes: dtypes, weights, the normaliser; asked when nothing else explains the gap."""
 
+import math
+
 from learners.diagnosis.case import LEVELS, LIMITS, Case
 from learners.diagnosis.findings import Finding
 from learners.diagnosis.rules import rule
@@ -48,11 +50,6 @@ def precision(case: Case) -> Finding | None:
     return None
 
 
-def _steps(case: Case) -> list[tuple[int, float]]:
-    return sorted((int(name[5:]), value) for name, value in case.numbers.items() if name.startswith("step_")
-                  and name[5:].isdigit())  # fmt: skip
-
-
 def lag_of(levels: list[tuple[int, float]]) -> tuple[int, bool] | None:
     """By how many steps the sampler is behind, from the gap's size at each step of a run's beginning, and whether it
     still grows at the last: a sampler that is k steps behind is at the first weights until step k + 1, so that the gap
@@ -71,9 +68,11 @@ def lag_of(levels: list[tuple[int, float]]) -> tuple[int, bool] | None:
 def other_weights(case: Case) -> Finding | None:
     """Stale, without adapters, or quantised: what is left when rounding is not enough and the context is the same."""
     get = case.get
-    levels = _steps(case)
+    levels = case.levels
     lag = lag_of(levels) if levels and levels[0][0] <= 1 else None
-    if not (case.is_beyond_rounding or case.is_directed or lag):
+    # Weights that two dtypes hold differ by rounding from the first update on, so that the gap then grows too.
+    alike = case.claimed("sample") is not None and case.claimed("sample") == case.claimed("train")
+    if not (case.is_beyond_rounding or case.is_directed or (lag and alike)):
         return None
     rewarded = get("reward_z") > 3
     uneven = get("d_90") > 4.2 * get("d_50")  # rounding of weights moves all contexts alike, training does not
@@ -90,7 +89,8 @@ def other_weights(case: Case) -> Finding | None:
         return None  # as told: a note says how large it is
     if (quantised and not case.claims.get("lora")) or (not directed and not case.claims.get("lora")):
         return Finding(
-            "quantised", "the sampler's weights are rounded: a quantised rollout", 0.75 if case.level else 0.55,
+            "quantised", "the sampler's weights are rounded: a quantised rollout",
+            0.75 if case.level and get("open") >= 64 else 0.55,
             f"{size}, more than rounding in {LEVELS[case.expected]} makes, in no direction{way}.",
             "Sample with the weights that are trained, or correct for mu at every token; look for a quantised "
             "checkpoint "
@@ -151,7 +151,8 @@ def biased_normaliser(case: Case) -> Finding | None:
 def notes(case: Case) -> list[str]:
     """What is worth knowing and no fault."""
     get = case.get
-    made = [problem for problem in case.problems if "length" not in problem]
+    shown = "unequal-lengths" in case.found
+    made = [problem for problem in case.problems if not (shown and "unequal lengths" in problem)] + refuted(case)
     if case.has("again_90") and "not-deterministic" not in case.found and get("again_90") > 1e-5:
         made.append(
             f"The trainer's second pass moves a tenth of its log odds by more than {get('again_90'):.2g}, within "
@@ -164,4 +165,38 @@ def notes(case: Case) -> list[str]:
             made.append(
                 f"The {name}'s logits lie on a grid of 2^-{get(f'grid_{side}'):.0f}: {LEVELS[case.seen(side)]}."
             )
+    return made
+
+
+def refuted(case: Case) -> list[str]:
+    """What is claimed and cannot be, where no finding says so."""
+    get, claims, made = case.get, case.claims, []
+    sides = (("sample", "mu", "sampler"), ("train", "pi", "trainer"))
+    for claim, side, name in sides:
+        claimed, seen = case.claimed(claim), case.seen(side)
+        if claimed and seen and claimed != seen and "precision" not in case.found:
+            made.append(
+                f"The {name} is claimed to be in {LEVELS[claimed]}, and its logits lie on {LEVELS[seen]}'s grid."
+            )
+    claimed = {case.claimed(claim) for claim, _, _ in sides} - {None}
+    if not case.found and case.level == "fp32" and get("gap_largest") and claimed and "fp32" not in claimed:
+        made.append(
+            f"{' and '.join(sorted(LEVELS[name] for name in claimed))} is claimed, and the gap is at the level of FP32 "
+            "rounding."
+        )
+    temperature = claims.get("temperature") or 1.0
+    if temperature > 0 and not math.log2(temperature).is_integer() and case.seen("mu") and case.seen("pi"):
+        made.append(
+            f"Temperature {temperature:g} is claimed, and both sides' logits lie on a grid that a division would have "
+            "taken them off: both log-probabilities are at temperature 1."
+        )
+    quantised = claims.get("rollout_quantization")
+    if quantised not in (None, "", "none") and not case.found and case.level == "fp32":
+        made.append(f"{quantised} is claimed of the rollout, and the gap is at the level of FP32 rounding.")
+    filters = [name for name, off in (("top_p", 1), ("min_p", 0)) if claims.get(name) == off]
+    filters += ["top_k"] * (claims.get("top_k") is not None and claims["top_k"] <= 0)
+    if filters and "filtered" in case.found:
+        made.append(
+            f"No filter is claimed ({', '.join(f'{name} {claims[name]:g}' for name in filters)}), and one is seen."
+        )
     return made

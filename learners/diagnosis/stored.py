@@ -19,6 +19,9 @@ def look(sample: Sample) -> dict[str, float]:
         values = np.unique(own[np.abs(own) > 1e-6])
         numbers[f"bits_{name}"], numbers[f"step_{name}"] = _grid(values) if len(values) >= FEWEST else (0.0, 0.0)
         numbers |= _clamped(name, own, other, sample.ids)
+        found, counts = np.unique(own, return_counts=True)
+        numbers |= {f"same_{name}": float(counts.max() / len(own)), f"same_{name}_value": float(found[counts.argmax()])}
+        numbers[f"same_{name}_far"] = float(np.mean(other < np.log(0.3)))
     return numbers
 
 

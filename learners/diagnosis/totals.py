@@ -78,7 +78,7 @@ def add_up(starts: np.ndarray, log_mu: np.ndarray, log_pi: np.ndarray) -> Totals
         rows = slice(first, last)
         made.gap[rows] = sum_by_response(gap, own)
         made.tokens[rows] = np.diff(own) if not bad.any() else sum_by_response(~bad, own)
-        made.gap_squared[rows] = sum_by_response(np.square(gap, dtype=np.float32), own)
+        made.gap_squared[rows] = sum_by_response(np.square(gap, dtype=np.float64), own)
         made.excess[rows] = sum_by_response(np.expm1(np.clip(gap, -STEEPEST, STEEPEST)), own)
         size = np.abs(gap)
         most = min(MOST_LISTED, len(size))

@@ -45,7 +45,11 @@ def write_rollouts(config: Config, folder: Path, step: int, batch, log_pi: Tenso
     parquet.write_table(pyarrow.table(columns, schema=SCHEMA), partial)
     os.replace(partial, file)
     if not (folder / "claims.json").exists():
-        precision, sampling = config.precision, config.sampling
-        claims = {"sample_dtype": precision.sample_dtype, "train_dtype": precision.train_dtype, "top_p": 1.0}
-        claims |= {"temperature": sampling.temperature, "lora": config.lora.lora_rank > 0}
-        (folder / "claims.json").write_text(json.dumps(claims) + "\n")
+        (folder / "claims.json").write_text(json.dumps(claims_of(config)) + "\n")
+
+
+def claims_of(config: Config) -> dict:
+    """What a run believes of its two engines, by the names of `learners.diagnosis.dump.CLAIMS`."""
+    precision, sampling = config.precision, config.sampling
+    claims = {"sample_dtype": precision.sample_dtype, "train_dtype": precision.train_dtype, "top_p": 1.0}
+    return claims | {"temperature": sampling.temperature, "lora": config.lora.lora_rank > 0}

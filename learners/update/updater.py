@@ -9,12 +9,13 @@ from oat.model import LLM
 
 from actors import runtime
 from actors.processes import Processes, across_processes
+from learners.diagnosis.watch import Watch
 from learners.objectives import OBJECTIVES, REJECTIONS, PolicyBatch, reference_kl
 from learners.objectives.aggregation import UpdateCounts, aggregate
 from learners.objectives.weights import importance_weight, limits_of
 from learners.options.precision import NAMES
 from learners.record.mismatch import measure
-from learners.record.tally import Tally
+from learners.record.rollout_log import claims_of
 from learners.rollouts.batch import RolloutBatch
 from learners.rollouts.step import Step
 from learners.update.micro_batches import deal, with_something_to_teach
@@ -56,6 +57,7 @@ class Updater:
         self.objective = OBJECTIVES[options.objective]
         self.thresholds = {name: getattr(options, name) for name in self.objective.thresholds}
         self.rejections = [REJECTIONS[name] for name in options.reject]
+        self.watch = Watch(claims_of(config))
 
     @property
     def needs_pi_old(self) -> bool:
@@ -73,7 +75,7 @@ class Updater:
         batch = step.batch
         if self.needs_pi_old:
             batch.old_logp = self.without_gradient(batch, self.log_probs)
-            measure(step.tally, batch.old_logp, batch.mu_logp, batch.response_mask)
+            self._measure(step, batch, batch.old_logp)
             step.at_rollout_weights = False  # measured, so the first update need not
             batch.loss_mask = self._reject(step, batch, batch.old_logp, stays_counted=False)
             if self.config.objective.is_batch_normalize:
@@ -123,13 +125,13 @@ class Updater:
         )
         teaching, others = self._divide(batch)
         if step.at_rollout_weights:
-            self._measure_without_gradient(others, step.tally)
+            self._measure_without_gradient(others, step)
         update_loss = 0.0
         for indices in self._deal(teaching):
             part = teaching.select(indices).to(runtime.device())
             logp = self.log_probs(part)
             if step.at_rollout_weights:
-                measure(step.tally, logp, part.mu_logp, part.response_mask)
+                self._measure(step, part, logp)
             losses = self._token_losses(logp, part, step)
             loss = aggregate(losses, part.in_loss, part.in_loss.any(1), self.config.objective.aggregation, counts)
             self._require_finite(loss, part, "loss")
@@ -194,10 +196,16 @@ class Updater:
         return batch.select(chosen), batch.select(others.nonzero().flatten())
 
     @torch.no_grad()
-    def _measure_without_gradient(self, batch: RolloutBatch, tally: Tally) -> None:
+    def _measure_without_gradient(self, batch: RolloutBatch, step: Step) -> None:
         for indices in self._deal(batch) if len(batch) else ():
             part = batch.select(indices).to(runtime.device())
-            measure(tally, self.log_probs(part), part.mu_logp, part.response_mask)
+            self._measure(step, part, self.log_probs(part))
+
+    def _measure(self, step: Step, batch: RolloutBatch, logp: torch.Tensor) -> None:
+        """The mismatch of whole responses, and what the doctor is to see of them; log pi at the rollout weights."""
+        measure(step.tally, logp, batch.mu_logp, batch.response_mask)
+        if self.processes.rank == 0:
+            self.watch.keep(step.number, batch, logp.detach())
 
     def _deal(self, batch: RolloutBatch) -> list[torch.Tensor]:
         """This process's micro-batches of a batch."""

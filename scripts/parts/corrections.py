@@ -56,13 +56,14 @@ class Correction:
 
     @property
     def variant(self) -> str:
-        """Example: ``geo_low=0.99 geo_high=1.01 (skyrl)``; empty if every recipe has it."""
-        others = [recipe for recipe in RECIPES if recipe not in self.recipes]
-        if not others:
+        """Example: ``geo_low=0.99 geo_high=1.01 (skyrl)``; empty if every recipe has it. Recipes that say nothing of
+        such thresholds, and so have `oat`'s, are not named."""
+        if len(self.recipes) == len(RECIPES):
             return ""
         values = [f"{key}={value:g}" for key, value in self.thresholds if key in self.distinct and value]
-        fewer = f"all but {', '.join(others)}" if len(others) < len(self.recipes) else ", ".join(self.recipes)
-        return " ".join([*values, f"({fewer})"])
+        said = {key for own in self.distinct for key in (own, f"{self.name}.{own}")}
+        named = [recipe for recipe in self.recipes if recipe == "oat" or said & RECIPES[recipe].keys()]
+        return " ".join([*values, f"({', '.join(named)})"])
 
     @property
     def label(self) -> str:

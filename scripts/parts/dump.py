@@ -1,56 +1,26 @@
-"""A dump: sampled responses with both engines' log-probabilities, of any framework, as flat arrays.
+"""What the readers of dumps make of a file, before all files become one `learners.diagnosis.dump.Dump`.
 
-`read` takes files or folders of the formats in scripts/parts/dump_formats.py, puts them together and drops, with a word
-on it, what cannot be used. Nothing in a dump is ever executed. docs/dumps.md describes the formats.
+Rows that cannot be used are dropped, with a word on it. Nothing in a dump is ever executed. docs/dumps.md describes the
+formats.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-CLAIMS = (
-    "sample_dtype", "train_dtype", "temperature", "top_p", "top_k", "min_p", "lora", "rollout_quantization",
-)  # fmt: skip
 DTYPES = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
 TOKENS = ("response_ids", "log_mu", "log_pi", "log_pi_again", "mask")  # columns with a value a token of the response
-OF_A_ROW = ("reward", "group", "step", "finished")
+OF_A_ROW = {  # columns with a value a row -> what makes an array of their values
+    "reward": lambda values: np.array([np.nan if value is None else float(_number(value)) for value in values]),
+    "step": lambda values: np.array([-1 if value is None else int(_number(value)) for value in values], np.int64),
+    "finished": lambda values: np.array([bool(_number(value)) for value in values]),
+    "group": lambda values: np.array([str(_label(value)) for value in values], object),
+}
 TYPES = {"response_ids": np.int32, "prompt_ids": np.int32, "mask": np.bool_}  # FP32 where nothing is said
 ASK = "docs/dumps.md has what each framework writes, and a ten-line writer for any trainer"
-
-
-@dataclass
-class Dump:
-    """N responses of T tokens in all; what was not written is None."""
-
-    starts: np.ndarray
-    """(N + 1,) int64: response i's tokens are [starts[i], starts[i + 1])"""
-    response_ids: np.ndarray
-    """(T,) int32"""
-    log_mu: np.ndarray
-    """(T,) float32, the sampler's; NaN and inf are kept as found"""
-    log_pi: np.ndarray
-    """(T,) float32, the trainer's"""
-    log_pi_again: np.ndarray | None = None
-    """(T,) float32, the trainer's second pass over the same tokens"""
-    prompt_ids: Sequence[list[int]] | None = None
-    reward: np.ndarray | None = None
-    """(N,) float64; NaN where a row has none"""
-    group: np.ndarray | None = None
-    """(N,) int64, the same for responses to the same prompt"""
-    step: np.ndarray | None = None
-    """(N,) int64, of training; -1 where a row has none"""
-    finished: np.ndarray | None = None
-    """(N,) bool, False where a response was cut"""
-    claims: dict = field(default_factory=dict)
-    """what the user believes, by the names of `CLAIMS`; what is absent is unknown"""
-    problems: list[str] = field(default_factory=list)
-    """what had to be mended or dropped, with the numbers of the rows"""
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
 
 
 @dataclass
@@ -95,21 +65,24 @@ class Part:
     """(N,) int64, the number of each row in the file, from 1"""
     problems: list[str] = field(default_factory=list)
     claims: dict = field(default_factory=dict)
+    unequal: int = 0
+    """rows that were dropped since their columns have unequal lengths"""
 
     def add(self, name: str, values: list) -> None:
-        """Add a column of `OF_A_ROW`; where some are missing, NaN, -1, or it is left out."""
+        """Add a column of `OF_A_ROW`; where some are missing, NaN, -1, or it is left out. None is needed: one that
+        holds something else is left out too, with a word on it."""
         if all(value is None for value in values):
             return
-        if name == "reward":
-            self.columns[name] = np.array([np.nan if value is None else value for value in values], np.float64)
-        elif name == "step":
-            self.columns[name] = np.array([-1 if value is None else value for value in values], np.int64)
-        elif any(value is None for value in values):
-            self.problems.append(f"{self.file.name}: {name} is left out, as some rows have none")
-        elif name == "finished":
-            self.columns[name] = np.array(values, bool)
-        else:  # labels of any kind
-            self.columns[name] = np.array(list(map(str, values)), object)
+        try:
+            made = OF_A_ROW[name](values)
+        except (ValueError, TypeError, OverflowError):
+            odd = next(i for i, value in enumerate(values) if not _fits(OF_A_ROW[name], value))
+            what = (
+                "some rows have none" if values[odd] is None else f"row {self.rows[odd]} has {str(values[odd])[:40]!r}"
+            )
+            self.problems.append(f"{self.file.name}: {name} is left out, as {what}")
+        else:
+            self.columns[name] = made
 
     def drop(self, rows: np.ndarray, why: str) -> None:
         """Leave out those that ``rows``, (N,) bool, says, and note it."""
@@ -126,7 +99,9 @@ class Part:
         """Leave columns of tokens that have the same lengths, without what is masked, and no empty response."""
         there = [name for name in TOKENS if name in self.columns]
         lengths = np.stack([self.columns[name].lengths for name in there])
-        self.drop((lengths != lengths[0]).any(0), f"{', '.join(there[:-1])} and {there[-1]} have unequal lengths")
+        unequal = (lengths != lengths[0]).any(0)
+        self.unequal += int(unequal.sum())
+        self.drop(unequal, f"{', '.join(there[:-1])} and {there[-1]} have unequal lengths")
         if (mask := self.columns.pop("mask", None)) is not None:
             if "prompt_ids" not in self.columns:
                 self.columns["prompt_ids"] = self._before_the_first(mask)
@@ -146,6 +121,26 @@ class Part:
         first = np.minimum(first[np.searchsorted(first, starts[:-1])], starts[1:])
         before = places < np.repeat(first, mask.lengths)
         return Ragged(first - starts[:-1], self.columns["response_ids"].values[before])
+
+
+def _number(value: object) -> int | float:
+    if not isinstance(value, int | float):
+        raise TypeError("a number is wanted")
+    return value
+
+
+def _label(value: object) -> object:
+    if value is None:
+        raise TypeError("a label is wanted")
+    return value
+
+
+def _fits(make: Callable[[list], np.ndarray], value: object) -> bool:
+    try:
+        make([value])
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def as_type(values: np.ndarray, dtype: type) -> np.ndarray:

@@ -18,6 +18,11 @@ from tasks.errors import UsageError, first_line, require
 FORMATS = (*TABLES, *TENSORS)
 ENDINGS = {".parquet", ".jsonl", ".json", ".pt", ".pth", ".pkl"}
 NOT_DUMPS = {"claims.json", "settings.json", "config.json", "summary.json", "metrics.jsonl", "samples.jsonl"}
+SPOILT = (
+    pyarrow.ArrowException, OSError, MemoryError, ValueError, TypeError, OverflowError, RuntimeError, LookupError,
+    AttributeError,
+)  # fmt: skip
+"""what reading a file raises whose content is not what it says"""
 WHERE = ("rollouts", "token_exports", "train_data")  # in a run's folder: this project's, prime-rl's, slime's
 
 
@@ -76,7 +81,7 @@ def needed_memory(file: Path) -> int:
         return file.stat().st_size  # JSON has some ten characters for the four bytes of a number
     try:
         described = parquet.ParquetFile(file).metadata
-    except (pyarrow.ArrowException, OSError):
+    except SPOILT:
         return 0  # the reader says what is wrong
     groups = [described.row_group(i) for i in range(described.num_row_groups)]
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
@@ -89,7 +94,7 @@ def _magic(file: Path) -> bytes:
 
 
 def parts_of(file: Path, form: str | None) -> list[Part]:
-    """A file's responses, in the format named or as its content tells.
+    """A file's responses that can be used, in the format named or as its content tells.
 
     Raises:
         UsageError: it is damaged, or in no format that is known, or lacks log-probabilities.
@@ -98,13 +103,17 @@ def parts_of(file: Path, form: str | None) -> list[Part]:
     magic = _magic(file)
     try:
         if magic == b"PAR1":
-            return [read_parquet(file, form)]
-        if magic[:2] == b"PK" or magic[:1] == b"\x80":
-            return read_torch(file, form)
-        if magic.lstrip()[:1] in (b"{", b""):
-            return [read_lines(file, form)]
+            parts = [read_parquet(file, form)]
+        elif magic[:2] == b"PK" or magic[:1] == b"\x80":
+            parts = read_torch(file, form)
+        elif magic.lstrip()[:1] in (b"{", b""):
+            parts = [read_lines(file, form)]
+        else:
+            raise UsageError(f"{file} is neither parquet nor JSON lines nor tensors of torch.save; {ASK}.")
+        for part in parts:
+            part.clean()
     except UsageError:
         raise
-    except (pyarrow.ArrowException, OSError, MemoryError, ValueError, TypeError, OverflowError, RuntimeError) as error:
+    except SPOILT as error:
         raise UsageError(f"{file} is damaged or no dump ({first_line(error)}); {ASK}.") from error
-    raise UsageError(f"{file} is neither parquet nor JSON lines nor tensors of torch.save; {ASK}.")
+    return parts

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.parts.dump import CLAIMS, DTYPES, TOKENS, Dump, Part, Ragged
+from learners.diagnosis.dump import CLAIMS, Dump
+from scripts.parts.dump import DTYPES, TOKENS, Part, Ragged
 from scripts.parts.dump_formats import files_of, parts_of
 from tasks.errors import UsageError, first_line, require
 
@@ -24,13 +25,12 @@ def read(paths: list[Path], claims: dict, form: str | None = None) -> Dump:
     """
     files = files_of(paths)
     parts = [part for file in files for part in parts_of(file, form)]
-    for part in parts:
-        part.clean()
-    problems = [problem for part in parts for problem in part.problems]
+    problems, unequal = [problem for part in parts for problem in part.problems], sum(part.unequal for part in parts)
     parts = [part for part in parts if len(part.rows)]
     why = f" ({problems[0]}{' ...' if len(problems) > 1 else ''})" if problems else ""
     require(bool(parts), f"{', '.join(map(str, paths))}: no response is left to look at{why}.")
     dump = _together(parts, problems)
+    dump.unequal = unequal
     beside = [_beside(file, problems) for file in files]
     said = [(part.file.name, part.claims) for part in parts] + beside
     dump.claims = _agreed(said, problems) | checked_claims(claims, "what was given")
@@ -83,16 +83,16 @@ def checked_claims(claims: dict, where: str) -> dict:
         if value is None:
             continue
         if name.endswith("dtype"):
-            require(isinstance(value, str), f"{where}: {name} is {value!r}; name a dtype, such as bf16.")
+            require(isinstance(value, str), f"{where}: {name} is {value!r:.40}; name a dtype, such as bf16.")
             value = value.removeprefix("torch.").lower()
             value = DTYPES.get(value, value)
         elif name == "lora":
-            require(isinstance(value, bool), f"{where}: lora is {value!r}; it is true or false.")
+            require(isinstance(value, bool), f"{where}: lora is {value!r:.40}; it is true or false.")
         elif name == "rollout_quantization":
-            require(isinstance(value, str), f"{where}: rollout_quantization is {value!r}; name one, such as fp8.")
+            require(isinstance(value, str), f"{where}: rollout_quantization is {value!r:.40}; name one, such as fp8.")
         else:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            require(is_number and np.isfinite(value), f"{where}: {name} is {value!r}; it is a number.")
+            require(is_number and abs(value) < 1e9, f"{where}: {name} is {value!r:.40}; a number is wanted.")
         made[name] = value
     return made
 

@@ -25,6 +25,7 @@ TABLES = {
         "step": "step",
     },
 }  # fmt: skip
+NEEDED = ("response_ids", "log_mu", "log_pi")
 COLUMNS = {theirs for names in TABLES.values() for theirs in names.values()}
 
 # Columns by which a table is known that lacks log-probabilities, and what to do.
@@ -47,7 +48,7 @@ def _names(columns: set[str], file: Path, form: str | None) -> dict[str, str]:
         form = "prime-rl" if of_prime_rl else "analysis" if {"dtype", "prompt", "sample"} <= columns else "plain"
     require(form in TABLES, f"{file} is a table, and {form} writes tensors; leave the format out.")
     names = TABLES[form]
-    missing = [names[name] for name in ("response_ids", "log_mu", "log_pi") if names[name] not in columns]
+    missing = [names[name] for name in NEEDED if names[name] not in columns]
     for known, what in LACKING:
         require(not (missing and known <= columns), f"{file} is {what}.")
     there = ", ".join(sorted(columns)[:12]) + (" ..." if len(columns) > 12 else "")
@@ -69,16 +70,18 @@ def read_parquet(file: Path, form: str | None) -> Part:
         elif ours in OF_A_ROW:
             part.add(ours, column.to_pylist())
         else:
-            kinds = pyarrow.ListType, pyarrow.LargeListType, pyarrow.FixedSizeListType
-            is_list = isinstance(column.type, kinds)
-            require(is_list, f"{file}: {theirs} is a column of {column.type}; a list of numbers a row is wanted.")
             absent = pyarrow.compute.is_null(column).to_numpy()
-            if ours in ("response_ids", "log_mu", "log_pi"):
+            if ours in NEEDED:
                 missing |= absent
             elif absent.any():
                 part.problems.append(f"{file.name}: {theirs} is left out, as it is missing in some rows")
                 continue
-            part.columns[ours] = _flat(column, TYPES.get(ours, np.float32))
+            try:
+                part.columns[ours] = _flat(column, TYPES.get(ours, np.float32))
+            except (ValueError, TypeError, pyarrow.ArrowException) as error:
+                why = f"is a column of {column.type} ({first_line(error)})"
+                require(ours not in (*NEEDED, "mask"), f"{file}: {theirs} {why}; a list of numbers a row is wanted.")
+                part.problems.append(f"{file.name}: {theirs} is left out, as it {why}")
     part.drop(missing, "they lack tokens or log-probabilities")
     return part
 
@@ -90,6 +93,8 @@ def _claims_of(file: Path, dtypes: list) -> dict:
 
 
 def _flat(column: pyarrow.ChunkedArray, dtype: type) -> Ragged:
+    if not isinstance(column.type, pyarrow.ListType | pyarrow.LargeListType | pyarrow.FixedSizeListType):
+        raise ValueError("it holds no lists")
     lengths = pyarrow.compute.fill_null(pyarrow.compute.list_value_length(column), 0).to_numpy().astype(np.int64)
     arrays = [as_type(chunk.flatten().to_numpy(zero_copy_only=False), dtype) for chunk in column.chunks]
     return Ragged(lengths, arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
@@ -105,6 +110,7 @@ def read_lines(file: Path, form: str | None) -> Part:
     lists: dict[str, list[np.ndarray]] = {}
     of_rows: dict[str, list] = {}
     rows, damaged, lacking = [], [], []
+    spoilt: dict[str, str] = {}  # columns that are not needed -> why they are left out
     why = ""
     for number, line in enumerate(_lines(file), 1):
         if not line.strip():
@@ -122,15 +128,25 @@ def read_lines(file: Path, form: str | None) -> Part:
             if any(value is None for value in values.values()):
                 lacking.append(number)
                 continue
-            arrays = {ours: _list(value, TYPES.get(ours, np.float32)) for ours, value in values.items()}
+            arrays = {}
+            for ours, value in values.items():
+                try:
+                    arrays[ours] = _list(value, TYPES.get(ours, np.float32))
+                except (ValueError, TypeError, OverflowError) as error:
+                    if ours in (*NEEDED, "mask"):
+                        raise
+                    spoilt.setdefault(ours, f"in row {number} it cannot be read ({first_line(error)})")
         except UsageError:
             raise
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             damaged.append(number)
             why = why or first_line(error)
             continue
+        for ours in spoilt.keys() & lists.keys():
+            del lists[ours], tokens[ours]
         for ours, array in arrays.items():
-            lists[ours].append(array)
+            if ours in lists:
+                lists[ours].append(array)
         for ours in of_rows:
             of_rows[ours].append(getattr(row, names[ours]))
         rows.append(number)
@@ -140,6 +156,7 @@ def read_lines(file: Path, form: str | None) -> Part:
         part.columns[ours] = Ragged.of(lists.pop(ours))
     for ours, values in of_rows.items():
         part.add(ours, values)
+    part.problems += [f"{file.name}: {names[ours]} is left out, as {told}" for ours, told in spoilt.items()]
     if damaged:
         part.problems.append(f"{file.name}: {named_rows(damaged)} dropped, as they cannot be read ({why})")
     if lacking:

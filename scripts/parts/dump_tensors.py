@@ -40,7 +40,8 @@ def _padded(file: Path, found: Mapping, names: Mapping[str, str], mask: torch.Te
     lengths = sampled.sum(1).numpy()
     for ours, theirs in names.items():
         tensor = found[theirs]
-        is_one = isinstance(tensor, torch.Tensor) and not tensor.is_nested and tensor.shape == mask.shape
+        is_one = isinstance(tensor, torch.Tensor) and not tensor.is_nested and not tensor.is_complex()
+        is_one = is_one and tensor.shape == mask.shape
         require(is_one, f"{file}: {theirs} is no tensor of {rows} rows of {mask.shape[1]}, as the mask is.")
         values = tensor[sampled].float() if ours.startswith("log") else tensor[sampled]  # numpy knows no bfloat16
         part.columns[ours] = Ragged(lengths, as_type(values.numpy(), TYPES.get(ours, np.float32)))
@@ -63,8 +64,9 @@ def _tensor(file: Path, found: Mapping, name: str) -> torch.Tensor:
 
 def _add_rewards(part: Part, found: Mapping, *names: str) -> None:
     for name in names:
-        if isinstance(found.get(name), torch.Tensor) and len(found[name]) == len(part.rows):
-            scores = found[name].double()
+        scores = found.get(name)
+        if isinstance(scores, torch.Tensor) and not scores.is_complex() and len(scores) == len(part.rows):
+            scores = scores.double()
             part.columns["reward"] = (scores.sum(1) if scores.dim() == 2 else scores).numpy()
             return
 

@@ -10,12 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import vllm
 
-from actors.engine import SamplingEngine
-from actors.responses import prompt_seed
+from learners.diagnosis.dump import Dump
 from learners.model.output_head import give_log_probs
-from scripts.parts.dump import Dump
 
 Weights = dict[str, torch.Tensor]
 BATCH = 16  # responses of a forward pass
@@ -154,6 +151,8 @@ class Laboratory:
                  weights: dict[str, Weights] | None = None, attention: str = "eager"):  # fmt: skip
         from transformers import AutoModelForCausalLM
 
+        from actors.engine import SamplingEngine
+
         self.engine = SamplingEngine(path, dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
         exact = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
         base = {name: tensor.detach().clone() for name, tensor in exact.named_parameters()}
@@ -165,6 +164,10 @@ class Laboratory:
     def sample(self, prompts: Sequence[list[int]], n: int, max_tokens: int, how: Sampling = SAMPLINGS["usual"],
                seed: int = 0, stop: Sequence[str] = ()) -> Sampled:  # fmt: skip
         """``n`` responses to each prompt."""
+        import vllm
+
+        from actors.responses import prompt_seed
+
         if how.weights != self._sampling_weights:
             self.engine.load_weights(self.weights[how.weights].items())
             self._sampling_weights = how.weights

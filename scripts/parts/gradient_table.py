@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from learners.diagnosis.bootstrap import resamples
 from learners.objectives import PolicyBatch
 from scripts.parts import style
 from scripts.parts.corrections import Correction, catalogue, united
 from scripts.parts.gradients import EXACT, FORWARD, PLAIN, GradientStore, key_of
 from scripts.parts.responses import Response
-from scripts.parts.statistics import resamples
 
 PANEL = 5  # estimators that one panel can tell apart
 

@@ -4,15 +4,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from scripts.parts.statistics import (
-    AGREEMENT_IS_ONE,
-    SEQUENCE_KL,
-    Interval,
-    ResponseTallies,
-    departure,
-    interval,
-    ratio,
-)
+from learners.diagnosis.bootstrap import Interval, interval
+from scripts.parts.statistics import AGREEMENT_IS_ONE, SEQUENCE_KL, ResponseTallies, departure, ratio
 
 MEANINGS = {
     "abs_prob_diff_mean": "mean |pi - mu| of a token",

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.parts.dump import Dump
+from learners.diagnosis.dump import Dump
+from learners.diagnosis.glossary import meaning
+from scripts.parts.horizon import half_text
 
 PICTURED = 300_000  # tokens, of whole responses, that the pictures are made of
+FARTHEST = 1e4  # nats; what is farther, or not finite, is not pictured
 BINS, FEWEST = 14, 20  # of a picture, and tokens in each
 SHOWN = 90  # tokens of a response around its largest gap
 LISTED = 4  # responses
@@ -65,7 +68,10 @@ def page(diagnosis, dump: Dump, corrections: Sequence[dict], compared: Sequence[
         has_text=text is not None,
         claims=dump.claims,
         problems=dump.problems,
-        numbers_table=[["statistic", "value"], *([name, short(v)] for name, v in sorted(diagnosis.numbers.items()))],
+        numbers_table=[
+            ["statistic", "what it is", "value"],
+            *([name, meaning(name), short(value)] for name, value in sorted(diagnosis.numbers.items())),
+        ],
     )
 
 
@@ -79,7 +85,7 @@ def short(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{share:.1%}"
+    return f"{max(0.0, share):.1%}"  # rounding may leave a share a little below 0
 
 
 def gap_table(diagnosis) -> list[list[str]]:
@@ -93,12 +99,11 @@ def gap_table(diagnosis) -> list[list[str]]:
 def horizon_table(horizon: dict) -> list[list[str]]:
     if not horizon:
         return []
-    rows = [["weights", "half is left at, tokens", f"left here, mean {short(horizon['mean_length'])} tokens"]]
-    for name, title, side in (("sequence", "of whole responses", "above"), ("geometric", "geometric", "below")):
-        half, low, high = (short(horizon[f"{name}_half{end}"]) for end in ("", "_low", "_high"))
-        where = f"{half} [{low}, {high}]" if horizon[f"{name}_half"] >= 1 else "at no length"
-        rows.append([f"{title}: gone {side}", where, percent(horizon[f"{name}_left"])])
-    return rows
+    return [
+        ["weights", "half is gone", f"left here, mean {short(horizon['mean_length'])} tokens"],
+        ["of whole responses", half_text(horizon["half"]), percent(horizon["sequence_left"])],
+        ["geometric", "", percent(horizon["geometric_left"])],
+    ]
 
 
 def is_busy(row: dict) -> bool:
@@ -162,7 +167,7 @@ def pictures(dump: Dump) -> list[tuple[str, object]]:
     """(caption, inline SVG): the gap by the token's probability and by its place."""
     first, places = pictured_tokens(dump)
     mu, gap = dump.log_mu[first].astype(np.float64), (dump.log_pi[first] - dump.log_mu[first]).astype(np.float64)
-    good = np.isfinite(mu) & np.isfinite(gap)
+    good = (np.abs(mu) < FARTHEST) & (np.abs(gap) < FARTHEST)
     mu, gap, places = mu[good], gap[good], places[good]
     if len(gap) < FEWEST:
         return []

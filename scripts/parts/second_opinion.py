@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from learners.diagnosis.diagnose import diagnose
-from scripts.parts.dump import Dump
+from learners.diagnosis.dump import Dump
 from tasks.arithmetic.model import CHECKPOINT
 from tasks.errors import UsageError, require
 

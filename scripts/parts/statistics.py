@@ -5,27 +5,18 @@ its tokens depend on each other, so that intervals which drew tokens would be fa
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
+from learners.diagnosis.bootstrap import Interval, interval, resamples
 from learners.record.mismatch import MOMENT, PREFIX, derive, measure
 from learners.record.tally import Tally
 from scripts.parts.responses import Response
 
 AGREEMENT_IS_ONE = {"ppl_ratio", "ess_token", "ess_seq", "pearson"}  # the others are 0 where both engines agree
 SEQUENCE_KL = ("seq_kl_k1", "seq_kl_k3")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its percentile bootstrap interval."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 class ResponseTallies:
@@ -79,23 +70,6 @@ def tally_of(response: Response) -> Tally:
     log_pi, log_mu = (torch.tensor([values], dtype=torch.float32) for values in (response.log_pi, response.log_mu))
     measure(tally, log_pi, log_mu, torch.ones_like(log_mu, dtype=torch.bool))
     return tally
-
-
-def resamples(size: int, count: int, seed: int) -> Iterator[np.ndarray]:
-    """``count`` draws of ``size`` out of ``size`` with replacement: how often each was drawn, (size,) each."""
-    generator = np.random.default_rng(seed)
-    for _ in range(count):
-        yield np.bincount(generator.integers(size, size=size), minlength=size).astype(float)
-
-
-def interval(estimate: float, replicates: np.ndarray, confidence: float) -> Interval:
-    """The percentile interval (Efron and Tibshirani 1993, chapter 13): the middle ``confidence`` of the replicates.
-
-    NaN bounds if a replicate is NaN.
-    """
-    outside = (1 - confidence) / 2
-    low, high = np.quantile(replicates, [outside, 1 - outside])
-    return Interval(estimate, float(low), float(high))
 
 
 def departure(name: str, value):
