@@ -70,6 +70,8 @@ def a_model(folder, **changes):
 
 
 REFUSED = {
+    "threshold of a rejection": (["--geo-low", "0.9"], "by --objective pg-seq-is; add --reject geo, or leave it out"),
+    "threshold of another rejection": (["--geo-low", "0.9", "--reject", "k3"], "nor by --reject k3; add --reject geo"),
     "objective and threshold": (["--clip-low", "0.1"], "--clip-low is not used by --objective pg-seq-is"),
     "TIS's cap for MIS": (["--objective", "pg-seq-mis", "--tis-cap", "2"], "--tis-cap is not used by"),
     "MIS's cap for TIS": (["--objective", "grpo-token-tis", "--mis-cap", "2"], "--mis-cap is not used by"),

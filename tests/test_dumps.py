@@ -189,8 +189,8 @@ def test_verl(tmp_path):
         "prompts": prompts, "responses": responses, "input_ids": torch.cat([prompts, responses], 1),
         "attention_mask": torch.cat([padded([[1, 1], [1]], 3, left=True), padded(ONES, 4)], 1),
         "response_mask": padded(ONES, 4), "position_ids": torch.zeros(2, 7, dtype=torch.long),
-        "rollout_log_probs": padded(MU, 4), "old_log_probs": padded(PI, 4).bfloat16(),
-        "token_level_scores": torch.tensor([[0, 0, 1.0, 0], [0, 0.5, 0, 0]]),
+        "rollout_log_probs": padded(MU, 4), "old_log_probs": padded(PI, 4),
+        "rm_scores": torch.tensor([[0, 0, 1.0, 0], [0, 0.5, 0, 0]]),
     }  # fmt: skip
     torch.save(batch | {"uid": ["a", "a"]}, tmp_path / "7.pt")
     dump = read([tmp_path / "7.pt"], {})
@@ -208,13 +208,17 @@ def test_skyrl(tmp_path):
     batch = {
         "sequences": padded(sequences, 5, left=True), "attention_mask": padded([[1] * 5, [1] * 3], 5, left=True),
         "response_mask": padded(ONES, 3, left=True), "loss_mask": padded(ONES, 3, left=True).float(),
-        "rewards": padded([[0, 0, 1.0], [0, 0.5]], 3, left=True), "rollout_logprobs": padded(MU, 3, left=True),
-        "action_log_probs": padded(PI, 3, left=True), "base_action_log_probs": padded(PI, 3, left=True),
+        "rollout_logprobs": padded(MU, 3, left=True), "action_log_probs": padded(PI, 3, left=True).bfloat16(),
+        "advantages": torch.ones(2, 3), "returns": torch.ones(2, 3),
     }  # fmt: skip
-    torch.save(batch, tmp_path / "global_step_12_training_input.pt")
-    dump = read([tmp_path], {})
+    file = tmp_path / "global_step_12_training_input.pkl"
+    with file.open("wb") as opened:
+        pickle.dump({"sequences": Bomb(tmp_path / "run")}, opened)
+    assert "convert it" in refusal(tmp_path)
+    torch.save(batch, file.with_suffix(".pt"))
+    dump = read([tmp_path], {})  # the pickle beside it is passed over
     holds_the_two(dump)
-    assert dump.reward.tolist() == [1, 0.5] and dump.step.tolist() == [12, 12]
+    assert dump.step.tolist() == [12, 12] and dump.reward is None and not (tmp_path / "run").exists()
 
 
 def test_trl(tmp_path):
@@ -243,7 +247,10 @@ def prime_rl(i: int) -> dict:
         "env_name": "math", "token_ids": [*PROMPTS[i], *IDS[i]], "position_ids": list(range(length)),
         "loss_mask": [False] * before + [True] * after, "advantages": [1.0] * length,
         "inference_logprobs": [0.0] * before + MU[i], "trainer_logprobs": [-11.9] * before + PI[i],
-        "entropy": [0.1] * length, "mismatch_kl": [None] * length, "is_masked": [False] * length, "rl_weights": None,
+        "entropy": [0.1] * length, "mismatch_kl": [None] * length, "log_importance_ratio": [None] * length,
+        "importance_ratio": [None] * length, "prob_delta": [None] * length, "is_masked": [False] * length,
+        "is_masked_high": [False] * length, "is_masked_low": [False] * length, "rl_weights": [None] * length,
+        "ce_weights": [None] * length, "ref_kl_weights": [None] * length,
     }  # fmt: skip
 
 
