@@ -54,8 +54,11 @@ def test_responses_are_the_seeds_and_without_tokens_those_of_the_prompt(config):
 def test_what_is_counted():
     true = {"layers.0.a.weight": torch.tensor([3.0, 4e-9, -4.0]), "layers.1.a.weight": torch.tensor([0.0, 12.0]),
             "b.weight": torch.tensor([1.0])}  # fmt: skip
-    rounded = {"layers.0.a.weight": torch.tensor([6.0, 0.0, -6e-5]).half(),
-               "layers.1.a.weight": torch.tensor([0.0, 24.0]).half(), "b.weight": torch.tensor([2.0]).half()}  # fmt: skip
+    rounded = {
+        "layers.0.a.weight": torch.tensor([6.0, 0.0, -6e-5]).half(),
+        "layers.1.a.weight": torch.tensor([0.0, 24.0]).half(),
+        "b.weight": torch.tensor([2.0]).half(),
+    }
     at = compared(1, true, rounded)
     assert set(at.by_kind) == {"a", "b"} and at.first is None
     fate = at.by_kind["a"]
