@@ -79,7 +79,8 @@ def test_two_processes_keep_them_once(tmp_path, options):
     """Without pi_old, in a pass of which each takes its part, and with it."""
     command = two_processes(
         str(ROOT / "train.py"), f"--output-dir={tmp_path / 'run'}", "--wandb=disabled", "--max-steps=2",
-        "--eval-steps=0", "--log-rollouts=9", "--micro-batch-size=4", "--rollout-batch-size=8", "--train-batch-size=64", *options,
+        "--eval-steps=0", "--log-rollouts=9", "--micro-batch-size=4", "--rollout-batch-size=8", "--train-batch-size=64",
+        *options,
     )  # fmt: skip
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
