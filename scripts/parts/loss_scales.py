@@ -161,7 +161,7 @@ def climb(at: Callable[[int], AtScale]) -> tuple[list[AtScale], tuple[int, int] 
     ends = []
     for end, step in ((min(safe), -1), (max(safe), 1)):
         inside, outside = end, end + step * LADDER.step
-        while outside in LADDER and abs(outside - inside) > 1:
+        while LADDER[0] <= outside <= LADDER[-1] and abs(outside - inside) > 1:
             middle = (inside + outside) // 2
             inside, outside = (middle, outside) if at(middle).is_safe else (inside, middle)
         ends.append(inside)
