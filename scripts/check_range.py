@@ -144,7 +144,7 @@ def print_scales(ladder: list) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    say = lambda share: "0" if share == 0 else f"{share:.2g}" if share < 1e-3 else f"{share:.1%}"
+    say = lambda share: "0" if share < 1e-6 else f"{100 * share:.2g}%"
     of = lambda fate, name="vanished": "overflows" if fate.overflows else say(fate.share(name))
     title = "what vanishes of the gradients' norm, by loss scale"
     table = Table("parameters of", *(f"2^{at.power}" for at in ladder), title=title)
@@ -184,13 +184,18 @@ def check_gradients(arguments: Arguments, config, model, prompts: list[list[int]
     backward = lambda scale: loss_scales.gradients(policy, batch, config, scale)
     ladder, safe = loss_scales.climb(lambda power: loss_scales.compared(power, exact, backward(2.0**power)))
     print_scales(ladder)
+    if (lost := next((at for at in ladder if at.first), None)) is not None:
+        print(f"at 2^{lost.power} the gradient of {lost.first} is the first to overflow on the way back")
     of = f"{len(batch)} responses, {int(batch.response_mask.sum())} tokens in one micro-batch"
     if not safe:
         print(f"no loss scale is safe for the gradients ({of}): use --dtype bf16 or fp32")
         return False
     low, high = safe
-    print(f"loss scale 2^{low} to 2^{high}: no gradient overflows, and less than {loss_scales.VANISHES:.1%} of any "
-          f"kind's norm vanishes ({of})")  # fmt: skip
+    above = " and above" if high == loss_scales.LADDER[-1] else ""
+    print(
+        f"loss scale 2^{low} to 2^{high}{above}: no gradient overflows, and less than {loss_scales.VANISHES:.1%} of "
+        f"any kind's norm vanishes ({of})"
+    )
     chosen = config.precision.loss_scale
     start = math.log2(chosen) if chosen else config.precision.initial_scale_power
     name = f"--loss-scale {chosen:g}" if chosen else f"--initial-scale-power {start}, where a run starts,"
@@ -200,7 +205,7 @@ def check_gradients(arguments: Arguments, config, model, prompts: list[list[int]
     elif start < low:
         print(f"{name} is below that: a part of the gradient is lost without a word; give a larger one")
     else:
-        print(f"{name} is {high - start:g} powers of two below its end, which more tokens in a micro-batch use up")
+        print(f"{name} is {high - start:g} powers of two below its end; more tokens in a micro-batch lower the end")
     return not (chosen and start > high)
 
 
