@@ -46,8 +46,9 @@ def test_what_is_kept_is_what_was_trained_on(tmp_path, objective):
         torch.testing.assert_close(torch.from_numpy(dump.log_pi[own].copy()), again, atol=0.05, rtol=0)
 
 
-def test_stopped_and_killed_it_keeps_each_step_once_as_the_run_that_nothing_disturbed(tmp_path):
-    options = ["--log-rollouts=16", "--max-steps=6", "--eval-steps=0"]
+def test_a_run_that_was_stopped_keeps_each_step_once_as_the_run_that_nothing_disturbed(tmp_path):
+    options = ["--log-rollouts=16", "--max-steps=4", "--eval-steps=0", "--save-model=False"]
+    options += ["--rollout-batch-size=32", "--train-batch-size=64"]
 
     def finish(folder) -> None:
         command = [sys.executable, str(ROOT / "train.py"), f"--output-dir={folder}", "--wandb=disabled", *options]
@@ -55,23 +56,21 @@ def test_stopped_and_killed_it_keeps_each_step_once_as_the_run_that_nothing_dist
         assert done.returncode == 0, done.stderr[-2000:]
 
     run, rollouts = tmp_path / "run", tmp_path / "run" / "rollouts"
-    code, output = run_until(run, 2, signal.SIGUSR1, *options)
+    code, output = run_until(run, 1, signal.SIGUSR1, *options)
     assert code == 0 and "SIGUSR1: stopped" in output, output[-2000:]
-    code, output = run_until(run, 4, signal.SIGKILL, *options)
-    assert code == -signal.SIGKILL and "going on from" in output, output[-2000:]
-    later = rollouts / "step-000099.parquet"  # of a process that got further than what it saved
+    later = rollouts / "step-000099.parquet"  # of a process that was killed after what it had saved
     later.write_bytes((rollouts / "step-000001.parquet").read_bytes())
     finish(run)
     finish(tmp_path / "straight")
-    names = [f"step-{step:06d}.parquet" for step in range(1, 7)]
+    names = [f"step-{step:06d}.parquet" for step in range(1, 5)]
     for folder in (rollouts, tmp_path / "straight" / "rollouts"):
         assert sorted(path.name for path in folder.iterdir() if path.name[0] != "_") == ["claims.json", *names]
     for name in names:
         one, other = (parquet.read_table(folder / "rollouts" / name) for folder in (run, tmp_path / "straight"))
         assert one.equals(other), name
     dump = read([run], {})
-    assert dump.step.tolist() == [step for step in range(1, 7) for _ in range(16)] and dump.problems == []
-    assert len(set(dump.group.tolist())) == 12, "two prompts a step, and those of two steps are not one"
+    assert dump.step.tolist() == [step for step in range(1, 5) for _ in range(16)] and dump.problems == []
+    assert len(set(dump.group.tolist())) == 8, "two prompts a step, and those of two steps are not one"
 
 
 @pytest.mark.parametrize("options", [["--zero-stage=3"], ["--objective=grpo", "--tensor-parallel=2"]])
