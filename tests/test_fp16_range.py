@@ -116,8 +116,8 @@ def test_a_model_out_of_range_is_told_apart_from_one_that_changes_its_logits():
     [
         (6, 0, "powers of two below its end", []),
         (14, 1, "does not fit FP16", []),
-        (-10, 0, "its first updates will be skipped, until the scale has fallen", []),
-        (-10, 1, "--loss-scale 65536 is above that: every update will be skipped", ["--loss-scale=65536"]),
+        (-12, 0, "its first updates will be skipped, until the scale has fallen", []),
+        (-12, 1, "--loss-scale 65536 is above that: every update will be skipped", ["--loss-scale=65536"]),
     ],
 )
 def test_the_commands(tmp_path, power, code, verdict, options):
