@@ -220,8 +220,10 @@ def main(arguments: Arguments, options: list[str]) -> int:
     # Nothing is sampled or trained here: what those options would ask of the data and of each other does not matter.
     batches = ["--rollout-batch-size=1", "--num-samples=2", "--train-batch-size=2", "--micro-batch-size=1"]
     lengths = [f"--generate-max-length={max(1, arguments.tokens)}"]
-    run = parse([*options, "--dtype=fp16"]) if arguments.responses else None  # what a token weighs in its loss
-    config = parse([*options, *batches, *lengths, "--train-dtype=fp32", "--sample-dtype=fp32"])
+    options = [*options, "--train-dtype=fp16", "--sample-dtype=fp16"]  # which has the options of loss scaling
+    run = parse(options) if arguments.responses else None  # what a token weighs in its loss
+    config = parse([*options, *batches, *lengths])
+    config.precision.train_dtype = "fp32"
     task, prompts, _ = train.load_task(config)
     task.close()
     from actors import cpu_half, runtime
