@@ -1,9 +1,11 @@
-"""Make a model whose activations leave FP16's range: `python scripts/make_out_of_range.py --power 12 --output-dir DIR`.
+"""Make a model that leaves FP16's range: `python scripts/make_out_of_range.py --power 12 --output-dir DIR`.
 
 What writes into the residual stream (embedding, attention's and MLP's output projections) is multiplied by a power of
 two. Every layer reads the stream through an RMS norm, which divides by its size, so the model computes the same
 function as before, in a dtype that has the range for it. BF16 and FP32 have; FP16's largest number is 65,504. Real
-models have such numbers too ("massive activations", arXiv 2402.17762). docs/fp16-limits.md shows what becomes of it.
+models have such numbers too ("massive activations", arXiv 2402.17762). A negative power makes the stream small, and the
+gradients that go through it as much larger: its activations fit FP16, and its gradients do not, at a loss scale that
+serves other models. docs/fp16-limits.md shows what becomes of both.
 """
 
 import sys
@@ -20,20 +22,21 @@ from tasks.errors import UsageError, require
 
 @dataclass
 class Arguments:
-    """Write a copy of a model with a larger residual stream, which computes the same function."""
+    """Write a copy of a model with a larger or smaller residual stream, which computes the same function."""
 
     output_dir: Path
     """folder to write; must not exist, or be empty"""
     model: str = "embedded"
     """a Hugging Face model of the Llama or Qwen family: local folder or hub id; "embedded" is this repository's"""
     power: int = 12
-    """the residual stream becomes 2^POWER times as large"""
+    """the residual stream becomes 2^POWER times as large; below 0 smaller"""
 
 
 def enlarge_stream(causal_lm, factor: float) -> None:
     """Multiply the residual stream of a decoder with pre-norms by ``factor``, in place; the function stays.
 
-    Exact for a power of two, but for the norms' epsilon, which matters ``factor``^2 times less.
+    Exact for a power of two, but for the norms' epsilon, which matters ``factor``^2 times less; below 1 it shrinks with
+    the stream.
 
     Raises:
         UsageError: the model has no such parts.
@@ -48,6 +51,11 @@ def enlarge_stream(causal_lm, factor: float) -> None:
         last_norm = decoder.norm
     except AttributeError as error:
         raise UsageError(f"{type(causal_lm).__name__} has no Llama-like layers ({error}); name another.") from error
+    if factor < 1:
+        causal_lm.config.rms_norm_eps *= factor**2
+        for module in decoder.modules():
+            if hasattr(module, "variance_epsilon"):
+                module.variance_epsilon *= factor**2
     with torch.no_grad():
         for parameter in {id(p): p for module in writers for p in module.parameters()}.values():
             parameter.mul_(factor)
@@ -57,7 +65,7 @@ def enlarge_stream(causal_lm, factor: float) -> None:
 
 def main(arguments: Arguments) -> int:
     folder = arguments.output_dir
-    require(0 < arguments.power < 100, f"--power is {arguments.power}; it lies between 1 and 99.")
+    require(0 < abs(arguments.power) < 100, f"--power is {arguments.power}; it lies between -99 and 99, and is not 0.")
     require(
         not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
         f"{folder} is not empty; name a new folder.",

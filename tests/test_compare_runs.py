@@ -196,11 +196,13 @@ def test_quantities_that_no_run_has_are_left_out(tmp_path):
 
 
 def test_chosen_quantities_over_steps_alone(tmp_path):
-    write_run(tmp_path / "run", "--reject=geo", rewards=[0.1, 0.2], also={"objective/rejected_geo": 0.25})
+    recorded = {"objective/rejected_geo": 0.25, "objective/rejected_max_token": 0.5}  # as learners/update records them
+    write_run(tmp_path / "run", "--reject", "geo", "max-token", rewards=[0.1, 0.2], also=recorded)
     groups = group_runs(find_runs([tmp_path]))
-    figure = run_figures.draw_curves(groups, ("rejected-geo", "reward"), ("step",))
-    assert [axis.get_ylabel() for axis in figure.axes] == ["training reward", "geo rejects"]
-    assert figure.axes[1].get_lines()[0].get_ydata().tolist() == [0.25, 0.25]
+    for names in (("rejected-geo", "rejected-max-token"), ("rejected_geo", "rejected_max_token")):
+        figure = run_figures.draw_curves(groups, (*names, "reward"), ("step",))
+        assert [axis.get_ylabel() for axis in figure.axes] == ["training reward", "geo rejects", "max-token rejects"]
+        assert [axis.get_lines()[0].get_ydata().tolist() for axis in figure.axes[1:]] == [[0.25] * 2, [0.5] * 2]
     with pytest.raises(
         UsageError, match=r"--quantities names nothing that these runs recorded: reward, .*rejected-geo"
     ):

@@ -70,6 +70,7 @@ def a_model(folder, **changes):
 
 
 REFUSED = {
+    "threshold of a rejection": (["--geo-low", "0.9"], "by --objective pg-seq-is; add --reject geo, or leave it out"),
     "objective and threshold": (["--clip-low", "0.1"], "--clip-low is not used by --objective pg-seq-is"),
     "TIS's cap for MIS": (["--objective", "pg-seq-mis", "--tis-cap", "2"], "--tis-cap is not used by"),
     "MIS's cap for TIS": (["--objective", "grpo-token-tis", "--mis-cap", "2"], "--mis-cap is not used by"),
@@ -82,7 +83,7 @@ REFUSED = {
     "outliers upside down": (["--reject", "outlier", "--outlier-high", "1e-5"], "--outlier-low must be below"),
     "a rejection's band without it": (
         ["--reject", "k3", "veto", "--geo-low", "2"],
-        "nor by --reject veto; leave it out",
+        "nor by --reject veto; add --reject geo, or leave it out",
     ),
     "a rejection twice": (["--reject", "k3", "k3"], "--reject names one twice"),
     "a cap of nothing": (["--reject", "m2po", "--m2-cap", "0"], "--m2-cap is 0; it must be greater"),

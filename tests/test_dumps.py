@@ -4,7 +4,10 @@ import json
 import math
 import os
 import pickle
+import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +18,7 @@ import torch
 from scripts.parts import dump_formats
 from scripts.parts.dump_reading import read
 from tasks.errors import UsageError
+from tests.conftest import ROOT
 
 IDS = [[5, 6, 7], [8, 9]]
 MU = [[-0.5, -0.25, -1.0], [-2.0, -0.125]]
@@ -195,15 +199,20 @@ def padded(lists, width: int, left: bool = False, fill: float = 0.0) -> torch.Te
 ONES = [[1] * len(ids) for ids in IDS]
 
 
-def test_verl(tmp_path):
+def verl_batch() -> dict:
+    """The tensors of a DataProto after its old_log_probs were computed."""
     prompts, responses = padded(PROMPTS, 3, left=True), padded(IDS, 4)
-    batch = {
+    return {
         "prompts": prompts, "responses": responses, "input_ids": torch.cat([prompts, responses], 1),
         "attention_mask": torch.cat([padded([[1, 1], [1]], 3, left=True), padded(ONES, 4)], 1),
         "response_mask": padded(ONES, 4), "position_ids": torch.zeros(2, 7, dtype=torch.long),
-        "rollout_log_probs": padded(MU, 4), "old_log_probs": padded(PI, 4).bfloat16(),
-        "token_level_scores": torch.tensor([[0, 0, 1.0, 0], [0, 0.5, 0, 0]]),
+        "rollout_log_probs": padded(MU, 4), "old_log_probs": padded(PI, 4),
+        "rm_scores": torch.tensor([[0, 0, 1.0, 0], [0, 0.5, 0, 0]]),
     }  # fmt: skip
+
+
+def test_verl(tmp_path):
+    batch = verl_batch()
     torch.save(batch | {"uid": ["a", "a"]}, tmp_path / "7.pt")
     dump = read([tmp_path / "7.pt"], {})
     holds_the_two(dump)
@@ -215,18 +224,43 @@ def test_verl(tmp_path):
     assert "rollout_data_dir" in refusal(lines(tmp_path / "1.jsonl", generations))
 
 
-def test_skyrl(tmp_path):
+def skyrl_batch() -> dict:
+    """A TrainingInputBatch as it is dumped."""
     sequences = [[*PROMPTS[i], *IDS[i]] for i in range(2)]
-    batch = {
+    return {
         "sequences": padded(sequences, 5, left=True), "attention_mask": padded([[1] * 5, [1] * 3], 5, left=True),
         "response_mask": padded(ONES, 3, left=True), "loss_mask": padded(ONES, 3, left=True).float(),
-        "rewards": padded([[0, 0, 1.0], [0, 0.5]], 3, left=True), "rollout_logprobs": padded(MU, 3, left=True),
-        "action_log_probs": padded(PI, 3, left=True), "base_action_log_probs": padded(PI, 3, left=True),
+        "rollout_logprobs": padded(MU, 3, left=True), "action_log_probs": padded(PI, 3, left=True).bfloat16(),
+        "advantages": torch.ones(2, 3), "returns": torch.ones(2, 3), "base_action_log_probs": None,
     }  # fmt: skip
-    torch.save(batch, tmp_path / "global_step_12_training_input.pt")
-    dump = read([tmp_path], {})
+
+
+def test_skyrl(tmp_path):
+    batch, file = skyrl_batch(), tmp_path / "global_step_12_training_input.pkl"
+    with file.open("wb") as opened:
+        pickle.dump({"sequences": Bomb(tmp_path / "run")}, opened)
+    assert "convert it" in refusal(tmp_path)
+    torch.save(batch, file.with_suffix(".pt"))
+    dump = read([tmp_path], {})  # the pickle beside it is passed over
     holds_the_two(dump)
-    assert dump.reward.tolist() == [1, 0.5] and dump.step.tolist() == [12, 12]
+    assert dump.step.tolist() == [12, 12] and dump.reward is None and not (tmp_path / "run").exists()
+
+
+def test_what_is_to_be_added_to_verl_and_skyrl_runs_as_it_is_written(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "dumps.md").read_text(), re.DOTALL)
+    for_verl, for_skyrl = (next(b for b in blocks if word in b) for word in ("non_tensor_batch", "pickle.load"))
+    monkeypatch.chdir(tmp_path)
+    batch = SimpleNamespace(batch=verl_batch(), non_tensor_batch={"uid": np.array(["a", "b"], object)})
+    exec(for_verl, {"os": os, "torch": torch, "batch": batch, "self": SimpleNamespace(global_steps=7)})
+    dump = read([tmp_path / "dumps"], {})
+    holds_the_two(dump)
+    assert dump.step.tolist() == [7, 7] and dump.group.tolist() == [0, 1]
+    file = tmp_path / "dumped_data" / "global_step_12_training_input.pkl"
+    file.parent.mkdir()
+    file.write_bytes(pickle.dumps(skyrl_batch()))
+    monkeypatch.setattr(sys, "argv", ["convert.py", str(file)])
+    exec(for_skyrl, {})
+    holds_the_two(read([file.parent], {}))
 
 
 def test_trl(tmp_path):
@@ -255,7 +289,10 @@ def prime_rl(i: int) -> dict:
         "env_name": "math", "token_ids": [*PROMPTS[i], *IDS[i]], "position_ids": list(range(length)),
         "loss_mask": [False] * before + [True] * after, "advantages": [1.0] * length,
         "inference_logprobs": [0.0] * before + MU[i], "trainer_logprobs": [-11.9] * before + PI[i],
-        "entropy": [0.1] * length, "mismatch_kl": [None] * length, "is_masked": [False] * length, "rl_weights": None,
+        "entropy": [0.1] * length, "mismatch_kl": [None] * length, "log_importance_ratio": [None] * length,
+        "importance_ratio": [None] * length, "prob_delta": [None] * length, "is_masked": [False] * length,
+        "is_masked_high": [False] * length, "is_masked_low": [False] * length, "rl_weights": [None] * length,
+        "ce_weights": [None] * length, "ref_kl_weights": [None] * length,
     }  # fmt: skip
 
 

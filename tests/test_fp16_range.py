@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.model.log_probs import TokenLogProbs
-from scripts.check_range import Largest, kind_of, largest_activations, print_table, weights_below_normal
+from scripts.check_range import Largest, largest_activations, print_table, weights_below_normal
 from scripts.make_out_of_range import enlarge_stream
+from scripts.parts.loss_scales import kind_of
 from scripts.update_reach import reach
 from tasks.arithmetic.model import build_model
 from tasks.errors import NonFiniteError, UsageError
@@ -110,8 +111,16 @@ def test_a_model_out_of_range_is_told_apart_from_one_that_changes_its_logits():
         TokenLogProbs(model.half()).check()
 
 
-@pytest.mark.parametrize(("power", "code", "verdict"), [(6, 0, "fits FP16"), (14, 1, "does not fit FP16")])
-def test_the_commands(tmp_path, power, code, verdict):
+@pytest.mark.parametrize(
+    ("power", "code", "verdict", "options"),
+    [
+        (6, 0, "powers of two below its end", []),
+        (14, 1, "does not fit FP16", []),
+        (-12, 0, "its first updates will be skipped, until the scale has fallen", []),
+        (-12, 1, "--loss-scale 65536 is above that: every update will be skipped", ["--loss-scale=65536"]),
+    ],
+)
+def test_the_commands(tmp_path, power, code, verdict, options):
     def run(*command):
         return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -119,7 +128,7 @@ def test_the_commands(tmp_path, power, code, verdict):
     assert made.returncode == 0, made.stderr
     lengths = ["--prompt-max-length", "32", "--generate-max-length", "24"]
     model = ["--model", str(tmp_path / "model"), "--task", "arithmetic", *lengths]
-    checked = run("scripts/check_range.py", "--prompts", "4", "--tokens", "4", *model)
+    checked = run("scripts/check_range.py", "--prompts", "4", "--tokens", "8", *model, *options)
     assert (checked.returncode, verdict in checked.stdout) == (code, True), checked.stdout + checked.stderr
     again = run("scripts/make_out_of_range.py", "--output-dir", str(tmp_path / "model"))
     assert again.returncode == 2 and "is not empty; name a new folder" in again.stderr

@@ -175,7 +175,9 @@ def _check_objective(config: Config, asked_for: dict) -> None:
             may_be_off = threshold in ("dual_clip", "log_weight_clamp", "dppo_tau")
             require_number(threshold, getattr(options, threshold), or_zero=may_be_off)
         else:
-            unused = f"{flag(threshold)} is not used by --objective {name}{others}; leave it out."
+            reading = [made.name for made in REJECTIONS.values() if threshold in made.thresholds]
+            mend = f"add --reject {' or '.join(reading)}, or leave it out" if reading else "leave it out"
+            unused = f"{flag(threshold)} is not used by --objective {name}{others}; {mend}."
             require(asked_for[threshold] is None, unused)
     if "clip_low" in used and name != "gmpo":  # which clips the ratio's logarithm
         require(options.clip_low <= 1, f"--clip-low is {options.clip_low:g}; a ratio is never below 0, so at most 1.")

@@ -1,7 +1,8 @@
 """Responses with both engines' log-probabilities, kept of each step (``--log-rollouts``) for scripts/doctor.py.
 
-A step is a parquet file of its own, a row a response, that appears whole or not at all; a step that is done again after
-a resume replaces its file. claims.json beside them says what the run believes.
+A step is a parquet file of its own, a row a response, that appears whole or not at all; one that is done again after a
+resume replaces its file. claims.json beside them says what the run believes, and <step's file>.claims.json what a run
+believes that goes on with other options.
 """
 
 import json
@@ -23,7 +24,7 @@ SCHEMA = pyarrow.schema(
 
 
 def write_rollouts(config: Config, folder: Path, step: int, batch, log_pi: Tensor) -> None:
-    """Write a step's file into the run's folder, and at the first call claims.json.
+    """Write a step's file into the run's folder, and what the run claims of it.
 
     Args:
         batch: a `learners.rollouts.batch.RolloutBatch`, on the CPU, of the step's first responses.
@@ -38,14 +39,19 @@ def write_rollouts(config: Config, folder: Path, step: int, batch, log_pi: Tenso
         columns["response_ids"].append(batch.input_ids[i, first:length].numpy())
         columns["log_mu"].append(batch.mu_logp[i][mask].numpy())
         columns["log_pi"].append(log_pi[i][mask].numpy())
-        columns["group"].append(i // config.sampling.num_samples)
+        columns["group"].append((step - 1) * config.sampling.rollout_batch_size + i // config.sampling.num_samples)
         columns["step"].append(step)
     columns["reward"] = batch.rewards.tolist()
     file, partial = folder / f"step-{step:06d}.parquet", folder / f"_step-{step:06d}.parquet"
     parquet.write_table(pyarrow.table(columns, schema=SCHEMA), partial)
     os.replace(partial, file)
-    if not (folder / "claims.json").exists():
-        (folder / "claims.json").write_text(json.dumps(claims_of(config)) + "\n")
+    of_all, own = folder / "claims.json", file.with_name(f"{file.name}.claims.json")
+    said = json.dumps(claims_of(config)) + "\n"
+    own.unlink(missing_ok=True)
+    if not of_all.exists():
+        of_all.write_text(said)
+    elif of_all.read_text() != said:
+        own.write_text(said)
 
 
 def claims_of(config: Config) -> dict:
@@ -53,3 +59,10 @@ def claims_of(config: Config) -> dict:
     precision, sampling = config.precision, config.sampling
     claims = {"sample_dtype": precision.sample_dtype, "train_dtype": precision.train_dtype, "top_p": 1.0}
     return claims | {"temperature": sampling.temperature, "lora": config.lora.lora_rank > 0}
+
+
+def drop_later(folder: Path, step: int) -> None:
+    """Remove the files of the steps after one, which a run that goes on from there will make again."""
+    for file in (folder / ROLLOUTS).glob("step-*.parquet*"):
+        if int(file.name[len("step-") :].partition(".")[0]) > step:
+            file.unlink()

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from learners.options.config import Config
 from learners.record.json_lines import JsonLines
+from learners.record.rollout_log import drop_later
 from learners.record.run_files import CHECKPOINTS, CONFIG, METRICS, PLOT, SAMPLES, SUMMARY
 from learners.record.sanity import sanity_passed
 
@@ -101,6 +102,7 @@ class RunLog:
         (self.folder / SUMMARY).unlink(missing_ok=True)
         self._metrics = JsonLines(self.folder / METRICS, lambda record: record["step"] <= resumed["steps_done"])
         self._samples = JsonLines(self.folder / SAMPLES, lambda record: record["step"] <= resumed["sampled"])
+        drop_later(self.folder, resumed["sampled"])
         self.history: list[dict] = self._metrics.records
         self._sampled = resumed["sampled"]
         self._wandb = _start_wandb(config, described, self.folder, resumed["wandb_id"])

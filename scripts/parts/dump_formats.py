@@ -65,6 +65,7 @@ def _inside(folder: Path) -> list[Path]:
         and path.is_file()
         and path.name not in NOT_DUMPS
         and not path.name.endswith(".claims.json")
+        and not (path.suffix == ".pkl" and path.with_suffix(".pt").is_file())  # SkyRL's, which was converted
         and not any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts)
     )
 

@@ -90,7 +90,8 @@ def _verl(file: Path, found: Mapping) -> Part:
 
 
 def _skyrl(file: Path, found: Mapping) -> Part:
-    """A TrainingInputBatch as a dictionary: responses stand at the right end of what they are part of."""
+    """A TrainingInputBatch as a dictionary: responses stand at the right end of what they are part of. Rewards and
+    prompts' labels are taken out of it before it is dumped."""
     mask, ids = _tensor(file, found, "loss_mask"), _tensor(file, found, "sequences")
     width = mask.shape[1]
     names = {"response_ids": "sequences", "log_mu": "rollout_logprobs", "log_pi": "action_log_probs"}
@@ -99,8 +100,6 @@ def _skyrl(file: Path, found: Mapping) -> Part:
         prompt = _tensor(file, found, "attention_mask").bool().clone()
         prompt[:, -width:] &= ~_tensor(file, found, "response_mask").bool()
         part.columns["prompt_ids"] = _rows_of(ids, prompt)
-    _add_rewards(part, found, "rewards")
-    _add_groups(part, found, "uids")
     return part
 
 

@@ -36,7 +36,10 @@ QUANTITIES = (
     Quantity("grad-norm", "precision/grad_norm", "gradient norm", "log"),
     Quantity("length", "train/response_length", "response length (tokens)"),
     Quantity("clipped", "objective/clip_fraction", "share clipped", share=True),
-    *(Quantity(f"rejected-{name}", f"objective/rejected_{name}", f"{name} rejects", share=True) for name in REJECTIONS),
+    *(
+        Quantity(f"rejected-{name}", f"objective/rejected_{name.replace('-', '_')}", f"{name} rejects", share=True)
+        for name in REJECTIONS
+    ),
 )
 AXES: dict[str, tuple[str, Callable[..., Band]]] = {
     "step": ("step", band_over_steps),
@@ -64,12 +67,13 @@ def draw_all(groups: Sequence[Group], chosen: Sequence[str] = (), by: Sequence[s
 
 
 def quantities_of(groups: Sequence[Group], chosen: Sequence[str] = ()) -> list[Quantity]:
-    """Those of the chosen quantities, or of all, that the runs recorded.
+    """Those of the chosen quantities, or of all, that the runs recorded; ``rejected_geo`` is ``rejected-geo``.
 
     Raises:
         UsageError: none is left.
     """
     found = [q for q in QUANTITIES if any(len(band_over_steps(group.runs, q.key).x) for group in groups)]
+    chosen = {name.replace("_", "-") for name in chosen}
     left = [q for q in found if q.file in chosen or not chosen]
     require(bool(left), f"--quantities names nothing that these runs recorded: {', '.join(q.file for q in found)}.")
     return left

@@ -23,9 +23,16 @@ def opinions(model: str, dtypes: tuple[str, ...], dump: Dump, most: int) -> list
         most: responses that are scored, the first ones.
 
     Raises:
-        UsageError: the model cannot be loaded, or has fewer tokens than the dump's ids.
+        UsageError: the model cannot be loaded, or has fewer tokens than the dump's ids; or a response has no prompt.
     """
+    from actors import cpu_half, runtime
+    from learners.options.precision import TORCH_DTYPES
+
     part = first_responses(dump, most)
+    empty = next((i for i, prompt in enumerate(part.prompt_ids) if not prompt), None)
+    require(empty is None, f"--model scores a response after its prompt, and response {empty} (from 0) has none.")
+    runtime.prepare(set())  # no engine samples
+    cpu_half.install({TORCH_DTYPES[dtype] for dtype in dtypes})
     scores = {"log mu": part.log_mu, "log pi": part.log_pi}
     for dtype in dtypes:
         alone, batched = score(model, dtype, part)
@@ -62,14 +69,12 @@ def first_responses(dump: Dump, most: int) -> Dump:
 
 def score(model: str, dtype: str, part: Dump) -> tuple[np.ndarray, np.ndarray]:
     """log pi by the trainer's model here, each response alone and in batches: (T,) FP32 each."""
-    from actors import runtime
     from learners.model.log_probs import TokenLogProbs
     from learners.options.precision import TORCH_DTYPES
     from scripts.parts.responses import Response
     from scripts.parts.scoring import free_memory, load_trained_model, score_batch, token_batches
 
     path = str(CHECKPOINT) if model == "embedded" else model
-    runtime.prepare({TORCH_DTYPES[dtype]})
     config = SimpleNamespace(model_path=path, model=SimpleNamespace(trust_remote_code=False))
     try:
         loaded = load_trained_model(config, TORCH_DTYPES[dtype], "sdpa")

@@ -20,9 +20,10 @@ def steps_of(folder) -> list[int]:
     return [json.loads(line)["step"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
 
 
-def run_until(folder, step: int, number: signal.Signals) -> tuple[int, str]:
+def run_until(folder, step: int, number: signal.Signals, *options: str) -> tuple[int, str]:
     """Start the default run, or go on with it, and send it a signal in the step after one. Returns (code, output)."""
     command = [sys.executable, str(ROOT / "train.py"), f"--output-dir={folder}", "--wandb=disabled", "--save-every=2"]
+    command += options
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
