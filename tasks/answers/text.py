@@ -20,6 +20,14 @@ _UNICODE = str.maketrans(dict(zip(_CHARACTERS[::2], (f"{name} " for name in _CHA
 _SPELLED = dict(zip(_COMMANDS[::2], (f"{name} " for name in _COMMANDS[1::2]), strict=True))
 _SPELLED |= dict.fromkeys("displaystyle textstyle limits nolimits space".split(), " ")
 _OPERATORS = {"<=": "\\le ", "=<": "\\le ", ">=": "\\ge ", "!=": "\\ne ", "**": "^", "*": "\\cdot "}
+_MANY = {
+    "dozen": "12",
+    "hundred": "10^2",
+    "thousand": "10^3",
+    "million": "10^6",
+    "billion": "10^9",
+    "trillion": "10^{12}",
+}
 _FORMS = {"<super>": "^{{{}}}", "<sub>": "_{{{}}}", "<fraction>": " {}"}  # 10²³, x₁, 2½
 _FONTS = "text|mbox|hbox|(?:math|text)(?:rm|bf|it|sf|tt|normal)|operatorname|boldsymbol|bold|bm"
 _NAMES = "alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|pi|log|ln|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc"
@@ -30,20 +38,18 @@ _BRACED = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 _REWRITES = [
     (re.compile(pattern.replace("@", r"(?![a-zA-Z])")), replacement)
     for pattern, replacement in (
-        (r"\\(left|right|[bB]igg?[lrm]?)@\s*\.?(?=[^a-zA-Z0-9]|$)|\\!(?!\s*\d{3})|\\phantom\{[^{}]*\}", ""),  # 8\!:\!34
+        (r"\\(left|right|[bB]igg?[lrm]?)@\s*\.?(?=[^a-zA-Z0-9]|$)|\\!(?!\s*\d{3})", ""),  # 8\!:\!34
         (r"(?<=\d)(\{,\}|,?\\!|\\[,:; ]|,\{\}|\\text\{,\}|~| )\s*(?=\d{3}(?![\d/]))", ""),  # 11,\!090 and 1{,}008{,}016
         (r"(?<!\\)\\[,:;> ]|\\!|~|\\hspace\{[^{}]*\}", " "),  # 5,\,-11
         (r"\\([a-zA-Z]+)", lambda m: _SPELLED.get(m[1], m[0])),  # 2 \times 10^{27}
         (r"\\[dtc](?=frac@|binom@)", r"\\"),  # \tfrac{41}2
         (r"\\mathbb\s*\{?R\}?", r"\\reals "),
         (r"<=|=<|>=|!=|\*\*|\*", lambda m: _OPERATORS[m[0]]),
-        (r"\\mathrm\s*\{([dei])\}", r"\1"),  # 1 - \frac{1}{\mathrm{e}}
         (rf"\\({_FONTS})\s*\{{", r"\\text{"),  # 320000 \mbox{ acres}
-        (  # 0.1\overline{6} is (16 - 1) / 90
-            r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}",
-            lambda m: f"\\frac{{{m[1]}{m[2]}{m[3]}-0{m[1]}{m[2]}}}{{{'9' * len(m[3])}{'0' * len(m[2])}}}",
+        (  # 3\text{ million dollars}
+            rf"(?<=\d)\s*(\\text\{{\s*)?({'|'.join(_MANY)})@(\s*\}})?",
+            lambda m: rf"\cdot {_MANY[m[2]]}" + ("" if m[3] else m[1] or ""),
         ),
-        (r"\\overline\s*\{([A-Z]{2})\}", r"\1"),  # \overline{AB} = 5
         (r"(?i)^(\\text\{)?\s*(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)|option|choice)\s*:?\s*(?(1)\})(?=.)", ""),
         (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ@", r"^\\circ "),  # 50^{\circ}
         (r"\^\s*\{\s*((?:\\prime\s*)+)\}", lambda m: "'" * m[1].count("p")),  # 0.003^{\prime \prime}
@@ -93,7 +99,9 @@ def tidy(text: str) -> str:
     """One spelling. Idempotent but for the number of spaces."""
     runs = itertools.groupby(text.translate(_UNICODE), lambda c: unicodedata.decomposition(c).partition(" ")[0])
     spelled = (_FORMS.get(form, "{}").format(unicodedata.normalize("NFKC", "".join(run))) for form, run in runs)
-    text = "".join(c if c.isprintable() else " " for c in "".join(spelled).translate(_UNICODE))
+    text = "".join(
+        c if c.isprintable() else " " for c in "".join(spelled).translate(_UNICODE).replace("...", "\\dots ")
+    )
     text = _unwrapped(re.sub(r"(?<!\\)\$|(?<!\\)\\[()]|(?<!\\)\\[\[\]]", " ", text))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
