@@ -7,7 +7,7 @@ is computed (tasks/answers/algebra.py). In doubt two answers differ: the policy 
 import logging
 
 from tasks.answers.algebra import parse, same_equation, same_expression
-from tasks.answers.units import same_unit
+from tasks.answers.units import read_unit, same_unit
 from tasks.answers.values import Value, read, read_value
 
 ALTERNATIVES = "\n---\n"
@@ -33,11 +33,11 @@ def is_equal(answer: str, reference: str) -> bool:
 
 def same(a: Value, b: Value) -> bool:
     """Whether two values are equal. Symmetric."""
-    for x, y in ((a, b), (b, a)) if a != b else ():
+    for x, y in ((a, b), (b, a)):
         rule = _RULES.get((x.kind, y.kind)) or _RULES.get((x.kind, "any"))
-        if rule is not None and rule(x, y):
+        if a == b or (rule is not None and rule(x, y)):
             return True
-    return a == b
+    return False
 
 
 def _in_order(a: Value, b: Value) -> bool:
@@ -85,13 +85,11 @@ def _equation_and_value(equation: Value, value: Value) -> bool:
 
 def _quantity_and_number(quantity: Value, number: Value) -> bool:
     """A missing unit is taken as meant; but a percentage may be a hundredth, and degrees may be radians."""
-    scales = [scale for unit, scale in _SCALES.items() if quantity.note == {(unit, 1)}]
-    return same(quantity.parts, number) or any(
-        same_expression(f"({quantity.parts.parts})\\cdot{scale}", number.parts) for scale in scales
-    )
+    scale = _SCALES.get(quantity.note, "0")
+    return same(quantity.parts, number) or same_expression(f"({quantity.parts.parts})\\cdot{scale}", number.parts)
 
 
-_SCALES = {"percent": r"\frac{1}{100}", "deg": r"\frac{\pi}{180}"}
+_SCALES = {read_unit("\\%"): r"\frac{1}{100}", read_unit("degree"): r"\frac{\pi}{180}"}
 _RULES = {
     ("many", "many"): _lists,
     ("many", "row"): _list_and_row,

@@ -4,10 +4,10 @@ import re
 from collections import Counter
 
 _TABLE = (  # what is not here is its own name
-    "mm millimeter millimetre, cm centimeter centimetre, m meter metre, km kilometer, in inch inche, ft foot feet, yd yard,"
-    "mi mile, s sec second, min minute, h hr hour, day, week, month, yr year, mg, g gram, kg kilogram, ml milliliter,"
-    "l liter, lb pound, oz ounce, deg degree, rad radian, a ampere, c celsius, f fahrenheit, am, pm, cent ¢, dollar, unit,"
-    "percent percentage pct"
+    "mm millimeter millimetre, cm centimeter centimetre, m meter metre, km kilometer, in inch inche, ft foot feet,"
+    "yd yard, mi mile, s sec second, min minute, h hr hour, day, week, month, yr year, mg, g gram, kg kilogram,"
+    "l liter, ml milliliter, lb pound, oz ounce, deg degree, rad radian, a ampere, c celsius, f fahrenheit, am, pm,"
+    "dollar, cent ¢, percent percentage pct, unit"
 )
 _UNITS = {name: names.split()[0] for names in _TABLE.split(",") for name in names.split()}
 PLAIN_UNIT = rf"(?:{'|'.join(name for name in _UNITS if len(name) > 1)}|[ap]\.\s?m|sq|square|cubic)s?\.?(?![a-zA-Z])"
@@ -16,8 +16,8 @@ _SPELLINGS = {  # 20\%, 0.003'', 34\text{ sq. units}, 4\!:\!51\!:\!06 \text{ p.m
     **{r"(?i)\b([ap])\.\s?m\b": r"\1m", r"\bsq\b": "square", r"\s*\^\s*": "^"},
 }
 _NO_UNIT = re.compile(  # another number, or none: 5\text{ or more}, 5\text{ tenths}, 5\text{ and not 6}
-    r"or|and|but|nor|not?|if|is|does|than|more|less|times|plus|minus|over|choose|factorial|mod|squared|cubed|pairs?|score"
-    r"|(?:.*th|third|quarter|half|halve)s?|.*(?<!\^)(?<!\^-)\d.*|.*\^(?!-?\d).*"
+    r"dozen|or|and|but|nor|not?|if|is|does|than|more|less|times|plus|minus|over|choose|factorial|mod|squared|cubed"
+    r"|(?:.*th|third|quarter|half|halve|pair|score)s?|.*(?<!\^)(?<!\^-)\d.*|.*\^(?!-?\d).*"
 )
 
 

@@ -32,13 +32,9 @@ class Value:
         return self.parts[0] if self.note == "=" and _NAME.fullmatch(self.parts[0]) else None
 
 
-_SYNONYMS = {
-    r"no (?:real )?solutions?|(?:the )?empty(?: set)?|\\\{\\\}": "\\emptyset",  # \text{empty}
-    r"all real(?:s| numbers)|\\reals": "(-\\infty,\\infty)",
-    r"\+\\infty": "\\infty",
-}
+_EMPTY = re.compile(r"no (?:real )?solutions?|(?:the )?empty(?: set)?|\\\{\\\}")  # \text{empty}
 _NAME = re.compile(  # of an unknown, or of what is asked: m_{\max}, f(2), \angle BEA_{1}, \frac{dM}{dt}, S_{MBCN}:S
-    r"(?!-)(?:[a-zA-Z()\[\]|,:/'{} ]|\\[a-zA-Z]+|_(?:\w|\{[^{}]*\})|\^\{-1\}|(?<=[a-zA-Z])\(\d+\))+|\\begin\{vmatrix\}.*"
+    r"(?:[a-zA-Z()\[\]|,:/'{} ]|\\[a-zA-Z]+|_(?:\w|\{[^{}]*\})|\^\{-1\}|(?<=[a-zA-Z])\(\d+\))+|\\begin\{vmatrix\}.*"
 )
 _VARIABLE = re.compile(r"(?!\\pi$|e$|\\infty$)\\?[a-zA-Z]+(\([a-z]\))?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(,\d{3})+(?![\d,])")
@@ -75,10 +71,9 @@ def read(text: str) -> Value:
 def read_value(text: str) -> Value:
     """The reading of a tidy text."""
     text = text.strip()
-    while text.startswith("{") and is_enclosed(text):
-        text = text[1:-1].strip()
     plain = squeeze(re.sub(r"^\\text\{([^{}]*)\}$", r"\1", text)).casefold().strip(" .")
-    text = next((meant for synonyms, meant in _SYNONYMS.items() if re.fullmatch(synonyms, plain)), text)
+    if _EMPTY.fullmatch(plain):
+        return Value("expression", "\\emptyset")
     for reader in (_text, _matrix, _several, _bracketed, _inequality, _equation, _numerals, _quantity):
         if (value := reader(text)) is not None:
             return value
@@ -140,7 +135,7 @@ def _choices(text: str) -> list[str]:
 
 def _bracketed(text: str) -> Value | None:
     if text.startswith("\\{") and text.endswith("\\}"):
-        return read_value(re.sub(r"^\s*\\?[a-zA-Z]\s*(?:\\in\s*\\reals\s*)?[|:]", "", text[2:-2]))  # \{x : x > 3\}
+        return read_value(re.sub(r"^\s*\\?[a-zA-Z]\s*[|:]", "", text[2:-2]))  # \{x : x > 3\}
     if member := re.fullmatch(r"\\?[a-zA-Z]\s*\\in(?![a-zA-Z])(.+)", text):
         return read_value(member[1])
     if text[:1] not in "([" or text[-1:] not in ")]" or not is_enclosed(text):
@@ -185,12 +180,7 @@ def _numerals(text: str) -> Value | None:
 
 
 def _quantity(text: str) -> Value | None:
-    r"""``\$5.50``, ``10\text{ cm}``, ``250 in``, ``20\%``."""
-    if money := re.match(r"(-?)\s*\\(\$|(?:euro|pounds)(?![a-z]))\s*", text):
-        value = read_value(money[1] + text[money.end() :])
-        value = value.parts if value.kind == "quantity" else value  # "$5 dollars", "$5 per hour"
-        unit = {"$": "dollar", "pounds": "sterling"}.get(money[2], "euro")
-        return Value("quantity", value, read_unit(unit)) if value.kind == "expression" else None
+    r"""``10\text{ cm}``, ``250 in``, ``20\%``."""
     for pattern in _UNITS:
         found = re.fullmatch(pattern, text)
         if found and "\\text" not in found[1] and "," not in found[2] and (unit := read_unit(found[2])) is not None:
