@@ -37,6 +37,7 @@ _REWRITES = [
         (r"\\[dtc](?=frac@|binom@)", r"\\"),  # \tfrac{41}2
         (r"<=|=<|>=|!=|\*\*|\*|(?<!\\)%", lambda m: _OPERATORS[m[0]]),
         (rf"\\({_FONTS})\s*\{{", r"\\text{"),  # 320000 \mbox{ acres}
+        (r"(?i)^(\\text\{)?\s*(no (real )?solutions?|(the )?empty( set)?)(?(1)\})$|^\\\{\s*\\\}$", r"\\emptyset"),
         (  # 3\text{ million dollars}
             rf"(?<=\d)\s*(\\text\{{\s*)?({'|'.join(_ZEROS)})@(\s*\}})?",
             lambda m: rf"\cdot 10^{_ZEROS[m[2]]}" + ("" if m[3] else m[1] or ""),
@@ -88,10 +89,8 @@ def tidy(text: str) -> str:
     """One spelling. Idempotent but for the number of spaces."""
     runs = itertools.groupby(text.translate(_UNICODE), lambda c: unicodedata.decomposition(c).partition(" ")[0])
     spelled = (_FORMS.get(form, "{}").format(unicodedata.normalize("NFKC", "".join(run))) for form, run in runs)
-    text = "".join(
-        c if c.isprintable() else " " for c in "".join(spelled).translate(_UNICODE).replace("...", "\\dots ")
-    )
-    text = _unwrapped(re.sub(r"(?<!\\)\$|(?<!\\)\\[()]|(?<!\\)\\[\[\]]", " ", text))
+    text = "".join(c if c.isprintable() else " " for c in "".join(spelled).translate(_UNICODE))
+    text = _unwrapped(re.sub(r"(?<!\\)\$|(?<!\\)\\[()]|(?<!\\)\\[\[\]]", " ", text.replace("...", "\\dots ")))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return _unwrapped(re.sub(r"\s+", " ", text))
@@ -103,7 +102,7 @@ def squeeze(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Without the sentence's punctuation, a fence of Markdown, a box, and braces around it all."""
+    """Without the sentence's punctuation, a box, and braces around it all."""
     before = None
     while text != before:
         before, text = text, re.sub(r"^(=|\\approx|:)\s*|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$", "", text.strip())

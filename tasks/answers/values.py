@@ -32,9 +32,8 @@ class Value:
         return self.parts[0] if self.note == "=" and _NAME.fullmatch(self.parts[0]) else None
 
 
-_EMPTY = re.compile(r"no (?:real )?solutions?|(?:the )?empty(?: set)?|\\\{\\\}")  # \text{empty}
 _NAME = re.compile(  # of an unknown, or of what is asked: m_{\max}, f(2), \angle BEA_{1}, \frac{dM}{dt}, S_{MBCN}:S
-    r"(?:[a-zA-Z()\[\]|,:/'{} ]|\\[a-zA-Z]+|_(?:\w|\{[^{}]*\})|\^\{-1\}|(?<=[a-zA-Z])\(\d+\))+|\\begin\{vmatrix\}.*"
+    r"(?:[a-zA-Z()\[\]|,:/'{} \\]|_(?:\w|\{[^{}]*\})|\^\{-1\}|(?<=[a-zA-Z])\(\d+\))+|\\begin\{vmatrix\}.*"
 )
 _VARIABLE = re.compile(r"(?!\\pi$|e$|\\infty$)\\?[a-zA-Z]+(\([a-z]\))?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(,\d{3})+(?![\d,])")
@@ -71,9 +70,6 @@ def read(text: str) -> Value:
 def read_value(text: str) -> Value:
     """The reading of a tidy text."""
     text = text.strip()
-    plain = squeeze(re.sub(r"^\\text\{([^{}]*)\}$", r"\1", text)).casefold().strip(" .")
-    if _EMPTY.fullmatch(plain):
-        return Value("expression", "\\emptyset")
     for reader in (_text, _matrix, _several, _bracketed, _inequality, _equation, _numerals, _quantity):
         if (value := reader(text)) is not None:
             return value
@@ -174,7 +170,8 @@ def _equation(text: str) -> Value | None:
 
 def _numerals(text: str) -> Value | None:
     """Digits in a base, 422_8, or with colons, 3:8 and 8:34."""
-    if (found := _BASED.fullmatch(squeeze(text))) and 2 <= int(found[3]) <= 36:
+    text = squeeze(text)
+    if (found := _BASED.fullmatch(text)) and 2 <= int(found[3]) <= 36:
         return Value("words", f"{found[1]}{found[2].upper().lstrip('0') or '0'} in base {int(found[3])}")
     return Value("ratio", tuple(map(int, text.split(":")))) if re.fullmatch(r"\d+(:\d+){1,2}", text) else None
 
