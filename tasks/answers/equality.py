@@ -85,8 +85,8 @@ def _equation_and_value(equation: Value, value: Value) -> bool:
 
 def _quantity_and_number(quantity: Value, number: Value) -> bool:
     """A missing unit is taken as meant; but a percentage may be a hundredth, and degrees may be radians."""
-    scale = _SCALES.get(quantity.note, "0")
-    return same(quantity.parts, number) or same_expression(f"({quantity.parts.parts})\\cdot{scale}", number.parts)
+    scaled = f"({quantity.parts.parts})\\cdot" + _SCALES.get(quantity.note, "1")
+    return same(quantity.parts, number) or same_expression(scaled, number.parts)
 
 
 _SCALES = {read_unit("\\%"): r"\frac{1}{100}", read_unit("degree"): r"\frac{\pi}{180}"}
