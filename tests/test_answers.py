@@ -21,6 +21,7 @@ from tasks.answers.algebra import (
 )
 from tasks.answers.equality import ALTERNATIVES, grade_answer, is_equal
 from tasks.answers.text import squeeze, tidy
+from tasks.answers.values import read
 from tasks.boxed import extract_answer, last_boxed
 from tasks.datasets import reference_text
 from tests.conftest import ROOT
@@ -220,10 +221,15 @@ def test_what_is_too_large_is_not_computed(within, beyond):
 def test_expressions_are_compared_to_thirty_digits():
     one = sympy.Float(1, 50)
     for size in (one, one * 10**40, one / 10**60):
-        assert _close(size, size * (1 + one / 10**31))
-        assert not _close(size, size * (1 + one / 10**28))
+        assert _close(size, size * (1 + one * 19 / 10**31))
+        assert not _close(size, size * (1 + one * 21 / 10**31))
     assert is_equal(r"\sqrt{2}\sqrt{3}-\sqrt{6}", "0")
     assert is_equal(r"\sqrt{2}\sqrt{3}-\sqrt{6}+1", "1")
+
+
+def test_at_most_three_signs_are_chosen():
+    assert [len(read(r"\pm1" * signs).parts) for signs in (1, 2, 3)] == [2, 4, 8]
+    assert read(r"\pm1" * 4).kind == "expression"
 
 
 def test_names_that_the_grammar_makes_one_are_told_apart():
