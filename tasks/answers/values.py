@@ -106,16 +106,16 @@ def _matrix(text: str) -> Value | None:
 
 
 def _several(text: str) -> Value | None:
-    """A list; of "x = 1, -2" what x may be."""
+    """A list; of "x = 1 or x = -2" what x may be."""
     for separator in _SEPARATORS:
         parts = [part for part in split_top(text, separator) if part.strip()]
         if len(parts) > 1 or separator == _SEPARATORS[-1]:
             parts = [choice for part in parts for choice in _choices(part)]
         if len(parts) > 1:
             values = list(map(read_value, parts))
-            names = [value.name if value.kind == "equation" else "" for value in values]
-            if names[0] and set(names) <= {names[0], ""}:
-                values = [read_value(v.parts[-1]) if name else v for name, v in zip(names, values, strict=True)]
+            names = {value.name if value.kind == "equation" else None for value in values}
+            if len(names) == 1 and None not in names:  # x = 1, x = -2
+                values = [read_value(value.parts[-1]) for value in values]
             return Value("many", tuple(values))
     return None
 
