@@ -19,14 +19,14 @@ from sympy.core.function import AppliedUndef
 SIGNIFICANT_DIGITS = 10  # a decimal with as many stands for what rounds to it: 0.0833333333333 for 1/12
 LARGEST_BITS = 2**15  # of a number that is computed
 LARGEST_SIZE = 400  # nodes
-DIGITS, POINTS = 50, 6
+DIGITS, POINTS = 50, 10
 _NUMBER = re.compile(
     r"([-+]?)(?:(\d+(?:\.\d+)?)(?:\\cdot10\^\{([-+]?\d{1,4})\})?|(?:\\frac\{)?(-?\d+)(?:\}\{|/)(-?\d+)\}?)"
 )
 _NORMAL = NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="none")
 _MEANT = {  # what the grammar reads otherwise, and what it is made to read
     r"\\gamma(?![a-zA-Z])": "g_{77}",  # a name, not Euler's constant
-    r"(\\[a-zA-Z]+)|I(?![_(])": lambda m: m[1] or "{J_{77}}",  # a name, not the root of -1
+    r"(\\[a-zA-Z]+)|I(?!\()": lambda m: m[1] or "\\iota ",  # a name, not the root of -1
     r"(?<=\^)T|(?<=\^\{)T(?=\})": "{T_{77}}",  # e^T is no transpose
     r"([a-zA-Z])('+)": lambda m: f"{m[1]}_{{8{len(m[2])}}}",  # y' is not y
     r"\^\\circ(?![a-zA-Z])": r"\\cdot\\frac{\\pi}{180}",
@@ -116,8 +116,8 @@ def same_expression(first: str, second: str) -> bool:
         return bool(abs(a - b) <= error)
     if a == b or not (is_tame(a) and is_tame(b)):
         return sympy.srepr(a) == sympy.srepr(b)  # which orders terms and factors
-    points = list(_values((a, b), is_complex))
-    return bool(points) and all(abs(x - y) <= error or _close(x, y) for x, y in points)
+    are_close = (bool(abs(x - y) <= error) or _close(x, y) for x, y in _values((a, b), is_complex))
+    return next(are_close, False) and all(are_close)
 
 
 def same_equation(first: tuple[str, ...], second: tuple[str, ...], is_order: bool) -> bool:
@@ -132,13 +132,13 @@ def same_equation(first: tuple[str, ...], second: tuple[str, ...], is_order: boo
 
 
 def _values(expressions: tuple, is_complex: bool) -> Iterator[tuple]:
-    """The expressions' values at random points where all can be computed and, unless complex, are real."""
+    """The expressions' values at points, whole ones first, where all can be computed and, unless complex, are real."""
     names = sorted(set().union(*(expression.free_symbols for expression in expressions)), key=str)
-    rng = random.Random(0)
+    rng, computed = random.Random(0), [expression.doit() for expression in expressions]
     for point in range(POINTS if names else 1):
-        sizes = [sympy.Rational(rng.randrange(50, 300), 101) for _ in names]
-        at = {name: size if point < 2 else size * rng.choice((1, -1)) for name, size in zip(names, sizes, strict=True)}
-        values = [expression.doit().evalf(DIGITS, subs=at) for expression in expressions]
+        sizes = [sympy.Rational(rng.randrange(50, 300), 101) if point > 3 else sympy.Integer(point + 1) for _ in names]
+        at = {name: size * rng.choice((1, 1 - 2 * (point > 5))) for name, size in zip(names, sizes, strict=True)}
+        values = [(value.subs(at) if point < 4 else value).evalf(DIGITS, subs=at) for value in computed]
         noise = {x: sympy.Integer(0) for value in values for x in value.atoms(sympy.Float) if x._prec == 1}  # no digit
         values = [value.xreplace(noise) for value in values]
         if all(x.is_number and x.is_finite and (is_complex or x.is_real or not names) for x in values):

@@ -64,7 +64,7 @@ def _is_named(many: Value) -> bool:
 def _list_and_row(many: Value, row: Value) -> bool:
     """``x = 1, y = 2`` is (1, 2). ``1, 2`` is not: that may be an interval; longer rows may lack their parentheses."""
     parts = tuple(sorted(many.parts, key=lambda equation: equation.name) if _is_named(many) else many.parts)
-    return (len(parts) > 2 or _is_named(many)) and _in_order(Value("row", parts, "()"), row)
+    return many.note is None and (len(parts) > 2 or _is_named(many)) and _in_order(Value("row", parts, "()"), row)
 
 
 def _equations(a: Value, b: Value) -> bool:

@@ -105,8 +105,7 @@ def _unwrapped(text: str) -> str:
     """Without the sentence's punctuation, a box, and braces around it all."""
     before = None
     while text != before:
-        before, text = text, re.sub(r"^(=|\\approx|:)\s*|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$", "", text.strip())
-        text = re.sub(r"(?<!\\)(?:[,;:\s]+|\\)$", "", text)
+        before, text = text, re.sub(r"^[=:]|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$|(?<!\\)[,;:\\]$", "", text.strip()).strip()
         opened = re.match(r"(?:\\f?boxed\s*)?(?=\{)", text)
         if opened and is_enclosed(text[opened.end() :]):
             text = text[opened.end() + 1 : -1]

@@ -16,7 +16,7 @@ class Value:
     expression  parts is LaTeX without spaces
     words       parts is text in small letters; "52 in base 8" too
     quantity    parts is an expression or a ratio, note its unit
-    many        parts are values in no order: a list, a set, a union; or the equations of "x = 1, y = 2"
+    many        parts are values in no order: a list, a union, a set, with note {}; the equations of "x = 1, y = 2"
     row         parts are values in their order, note the brackets, "[)", or the lengths of a matrix's rows
     equation    parts are its sides, LaTeX without spaces, note =, < or \le
     ratio       parts are integers, also of a clock
@@ -131,7 +131,8 @@ def _choices(text: str) -> list[str]:
 
 def _bracketed(text: str) -> Value | None:
     if text.startswith("\\{") and text.endswith("\\}"):
-        return read_value(re.sub(r"^\s*\\?[a-zA-Z]\s*[|:]", "", text[2:-2]))  # \{x : x > 3\}
+        value = read_value(re.sub(r"^\s*\\?[a-zA-Z]\s*[|:]", "", text[2:-2]))  # \{x : x > 3\}
+        return Value("many", value.parts, "{}") if value.kind == "many" else value
     if member := re.fullmatch(r"\\?[a-zA-Z]\s*\\in(?![a-zA-Z])(.+)", text):
         return read_value(member[1])
     if text[:1] not in "([" or text[-1:] not in ")]" or not is_enclosed(text):
