@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks import math_reward
+from tasks import grading_worker, math_reward
 from tasks.grading_pool import LARGEST_CHUNK, START_UP_S, STARTS_IN_A_ROW, GradingPool, Worker
-from tasks.grading_worker import MEMORY_BYTES, wall_limit
+from tasks.grading_worker import MEMORY_BYTES, ORPHAN_CHECK_S, OutOfTime, call, read_lines, wall_limit
 from tasks.math_reward import LONGEST_ANSWER, MathGrader
 from tests import grading_functions
 from tests.conftest import ROOT
@@ -105,7 +105,55 @@ def test_each_response_needs_its_reference(unasked):
 def test_the_limits_are_those_that_the_docs_tell():
     assert (LONGEST_ANSWER, math_reward.TIME_LIMIT_S, math_reward.REMEMBERED) == (400, 2.0, 50_000)
     assert (START_UP_S, STARTS_IN_A_ROW, LARGEST_CHUNK, MEMORY_BYTES) == (60.0, 3, 16, 4 * 2**30)
-    assert wall_limit(2.0) == 12.0
+    assert wall_limit(2.0) == 12.0 and ORPHAN_CHECK_S == 2.0
+
+
+def raising(what):
+    def compare(*_):
+        raise what
+
+    return compare
+
+
+@pytest.mark.parametrize(
+    ("compare", "reward"),
+    [
+        (lambda a, r: a == r, 1.0),
+        (raising(OutOfTime), math.nan),
+        (raising(ValueError), 0.0),
+        (raising(MemoryError), 0.0),
+    ],
+)
+def test_three_clocks_watch_a_call_and_none_outlives_it(monkeypatch, compare, reward):
+    clocks = []
+    monkeypatch.setattr(signal, "setitimer", lambda *clock: clocks.append(clock))
+    result = call(compare, "1", "1", 2.0)
+    assert result == reward or (math.isnan(result) and math.isnan(reward))
+    started = [(signal.ITIMER_REAL, 12.0), (signal.ITIMER_VIRTUAL, 2.5), (signal.ITIMER_PROF, 2.0, 0.1)]
+    assert clocks[:3] == started
+    assert {clock: seconds for clock, seconds, *_ in clocks[3:]} == {clock: 0 for clock, *_ in started}
+    assert len(clocks) == (7 if math.isnan(reward) else 6), "out of time, the gentle clock is stopped twice"
+
+
+def test_lines_are_whole_and_end_with_the_input():
+    there, here = os.pipe()
+    lines = read_lines(there)
+    os.write(here, b"one\ntwo\nthr")
+    assert [next(lines), next(lines)] == [b"one", b"two"]
+    os.write(here, b"ee\nfour")
+    os.close(here)
+    assert list(lines) == [b"three"]
+    os.close(there)
+
+
+def test_lines_end_when_the_parent_is_another_and_not_before(monkeypatch):
+    there, here = os.pipe()
+    parents = [7, 7, 7, 1]
+    monkeypatch.setattr(os, "getppid", lambda: parents.pop(0))
+    monkeypatch.setattr(grading_worker, "ORPHAN_CHECK_S", 0.01)
+    assert list(read_lines(there)) == [] and not parents
+    os.close(there)
+    os.close(here)
 
 
 def hostile() -> list[str]:

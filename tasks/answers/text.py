@@ -10,7 +10,7 @@ import unicodedata
 _CHARACTERS = (  # pairs: what is written, and what LaTeX calls it
     "− - – - × \\cdot · \\cdot ⋅ \\cdot ÷ / ⁄ / ± \\pm ∓ \\mp ≤ \\le ≥ \\ge ≠ \\ne ≈ \\approx ∈ \\in ∪ \\cup ∩ \\cap "
     "∞ \\infty π \\pi θ \\theta α \\alpha β \\beta λ \\lambda ∅ \\emptyset √ \\sqrt ∛ \\sqrt[3] ° ^\\circ º ^\\circ "
-    "⟨ ( ⟩ ) ⌊ \\lfloor ⌋ \\rfloor ⌈ \\lceil ⌉ \\rceil “ \" ” \" ’ ' ′ ' ″ '' € \\euro £ \\pounds ℝ \\reals ∠ \\angle"
+    "⟨ ( ⟩ ) ⌊ \\lfloor ⌋ \\rfloor ⌈ \\lceil ⌉ \\rceil “ \" ” \" ’ ' ′ ' ″ '' ℝ \\mathbb{R} ∠ \\angle"
 ).split()
 _COMMANDS = (
     "langle ( rangle ) lbrace \\{ rbrace \\} leq \\le leqslant \\le geq \\ge geqslant \\ge neq \\ne lt < gt > mid | "
@@ -18,8 +18,8 @@ _COMMANDS = (
 ).split()
 _UNICODE = str.maketrans(dict(zip(_CHARACTERS[::2], (f"{name} " for name in _CHARACTERS[1::2]), strict=True)))
 _SPELLED = dict(zip(_COMMANDS[::2], (f"{name} " for name in _COMMANDS[1::2]), strict=True))
-_SPELLED |= dict.fromkeys("displaystyle textstyle limits nolimits space".split(), " ")
-_OPERATORS = {"<=": "\\le ", "=<": "\\le ", ">=": "\\ge ", "!=": "\\ne ", "**": "^", "*": "\\cdot "}
+_OPERATORS = {"<=": "\\le ", "=<": "\\le ", ">=": "\\ge ", "!=": "\\ne ", "**": "^", "*": "\\cdot ", "%": "\\%"}
+_ZEROS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _FORMS = {"<super>": "^{{{}}}", "<sub>": "_{{{}}}", "<fraction>": " {}"}  # 10²³, x₁, 2½
 _FONTS = "text|mbox|hbox|(?:math|text)(?:rm|bf|it|sf|tt|normal)|operatorname|boldsymbol|bold|bm"
 _NAMES = "alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|pi|log|ln|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc"
@@ -30,24 +30,21 @@ _BRACED = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 _REWRITES = [
     (re.compile(pattern.replace("@", r"(?![a-zA-Z])")), replacement)
     for pattern, replacement in (
-        (r"\\(left|right|[bB]igg?[lrm]?)@\s*\.?(?=[^a-zA-Z0-9]|$)|\\!(?!\s*\d{3})|\\phantom\{[^{}]*\}", ""),  # 8\!:\!34
+        (r"\\(left|right|[bB]igg?[lrm]?)@\s*\.?(?=[^a-zA-Z0-9]|$)|\\!(?!\s*\d{3})", ""),  # 8\!:\!34
         (r"(?<=\d)(\{,\}|,?\\!|\\[,:; ]|,\{\}|\\text\{,\}|~| )\s*(?=\d{3}(?![\d/]))", ""),  # 11,\!090 and 1{,}008{,}016
-        (r"(?<!\\)\\[,:;> ]|\\!|~|\\hspace\{[^{}]*\}", " "),  # 5,\,-11
+        (r"(?<!\\)\\[,:;> ]|\\!|~|\\hspace\{[^{}]*\}|\\(displaystyle|textstyle|limits)@", " "),  # 5,\,-11
         (r"\\([a-zA-Z]+)", lambda m: _SPELLED.get(m[1], m[0])),  # 2 \times 10^{27}
         (r"\\[dtc](?=frac@|binom@)", r"\\"),  # \tfrac{41}2
-        (r"\\mathbb\s*\{?R\}?", r"\\reals "),
-        (r"<=|=<|>=|!=|\*\*|\*", lambda m: _OPERATORS[m[0]]),
-        (r"\\mathrm\s*\{([dei])\}", r"\1"),  # 1 - \frac{1}{\mathrm{e}}
+        (r"<=|=<|>=|!=|\*\*|\*|(?<!\\)%", lambda m: _OPERATORS[m[0]]),
         (rf"\\({_FONTS})\s*\{{", r"\\text{"),  # 320000 \mbox{ acres}
-        (  # 0.1\overline{6} is (16 - 1) / 90
-            r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}",
-            lambda m: f"\\frac{{{m[1]}{m[2]}{m[3]}-0{m[1]}{m[2]}}}{{{'9' * len(m[3])}{'0' * len(m[2])}}}",
+        (r"(?i)^(\\text\{)?\s*(no (real )?solutions?|(the )?empty( set)?)(?(1)\})$|^\\\{\s*\\\}$", r"\\emptyset"),
+        (  # 3\text{ million dollars}
+            rf"(?<=\d)\s*(\\text\{{\s*)?({'|'.join(_ZEROS)})@(\s*\}})?",
+            lambda m: rf"\cdot 10^{_ZEROS[m[2]]}" + ("" if m[3] else m[1] or ""),
         ),
-        (r"\\overline\s*\{([A-Z]{2})\}", r"\1"),  # \overline{AB} = 5
-        (r"(?i)^(\\text\{)?\s*(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)|option|choice)\s*:?\s*(?(1)\})(?=.)", ""),
+        (r"\\\$\s*((?:\d|[.,]\d)+(?:\\cdot 10\^\d+)?)", r"\1\\text{ dollars} "),  # \$ 54.60
         (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ@", r"^\\circ "),  # 50^{\circ}
         (r"\^\s*\{\s*((?:\\prime\s*)+)\}", lambda m: "'" * m[1].count("p")),  # 0.003^{\prime \prime}
-        (r"(?<!\\)%", r"\\%"),
         (r"(?<![\\a-zA-Z])(infinity|infty|inf|oo)@", r"\\infty "),  # (-oo, 3]
         (rf"(?<![\\a-zA-Z])({_NAMES}|sqrt(?=\s*[({{]))@", r"\\\1 "),  # 2*pi, sqrt(2)
         (r"(?<![\w\\^{.])(\d+(?:\.\d+)?|\.\d+)\s*[eE]\s*([+-]?\d+)(?![\w.])", r"\1\\cdot 10^{\2}"),  # 3.3e12
@@ -69,7 +66,6 @@ _REWRITES = [
 
 def _depths(text: str) -> list[int]:
     """How many brackets are open after each character; "[0, 1)" closes too: the kinds are counted together."""
-    text = text.replace("\\begin", "(begin").replace("\\end", ")end")
     return list(itertools.accumulate((c in "([{") - (c in ")]}") for c in text))
 
 
@@ -94,7 +90,7 @@ def tidy(text: str) -> str:
     runs = itertools.groupby(text.translate(_UNICODE), lambda c: unicodedata.decomposition(c).partition(" ")[0])
     spelled = (_FORMS.get(form, "{}").format(unicodedata.normalize("NFKC", "".join(run))) for form, run in runs)
     text = "".join(c if c.isprintable() else " " for c in "".join(spelled).translate(_UNICODE))
-    text = _unwrapped(re.sub(r"(?<!\\)\$|(?<!\\)\\[()]|(?<!\\)\\[\[\]]", " ", text))
+    text = _unwrapped(re.sub(r"(?<!\\)\$|(?<!\\)\\[()]|(?<!\\)\\[\[\]]", " ", text.replace("...", "\\dots ")))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return _unwrapped(re.sub(r"\s+", " ", text))
@@ -106,12 +102,10 @@ def squeeze(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Without the sentence's punctuation, a fence of Markdown, a box, and braces around it all."""
+    """Without the sentence's punctuation, a box, and braces around it all."""
     before = None
     while text != before:
-        before, text = text, re.sub(r"^(=|\\approx|:)\s*|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$", "", text.strip())
-        text = re.sub(r"(?<!\\)(?:[,;:\s]+|\\)$", "", text)
-        text = re.sub(r"^(\*\*|```|`)(.+)\1$", r"\2", text).strip()
+        before, text = text, re.sub(r"^[=:]|(?<!\b[a-zA-Z]\.[a-zA-Z])\.$|(?<!\\)[,;:\\]$", "", text.strip()).strip()
         opened = re.match(r"(?:\\f?boxed\s*)?(?=\{)", text)
         if opened and is_enclosed(text[opened.end() :]):
             text = text[opened.end() + 1 : -1]

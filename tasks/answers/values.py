@@ -1,4 +1,4 @@
-"""What an answer's text says. `read` gives its readings, mostly one; "1,234" has two."""
+"""What an answer's text says."""
 
 import itertools
 import re
@@ -15,15 +15,15 @@ class Value:
 
     expression  parts is LaTeX without spaces
     words       parts is text in small letters; "52 in base 8" too
-    quantity    parts is an expression, note its unit
-    many        parts are values in no order: a list, a set, a union; or the equations of "x = 1, y = 2"
+    quantity    parts is an expression or a ratio, note its unit
+    many        parts are values in no order: a list, a union, a set, with note {}; the equations of "x = 1, y = 2"
     row         parts are values in their order, note the brackets, "[)", or the lengths of a matrix's rows
     equation    parts are its sides, LaTeX without spaces, note =, < or \le
-    ratio       parts are numbers, as they are written, also of a clock, note is am, pm or nothing
+    ratio       parts are integers, also of a clock
     """
 
     kind: str
-    parts: "str | tuple[str | Value, ...] | Value"
+    parts: "str | tuple[str | int | Value, ...] | Value"
     note: object = None
 
     @property
@@ -32,61 +32,44 @@ class Value:
         return self.parts[0] if self.note == "=" and _NAME.fullmatch(self.parts[0]) else None
 
 
-_SYNONYMS = {
-    r"no (?:real )?solutions?|(?:the )?empty(?: set)?|\\\{\\\}": "\\emptyset",
-    r"all real(?:s| numbers)|the real numbers|\\reals": "(-\\infty,\\infty)",
-    r"does not exist|dne": "\\text{undefined}",
-    r"infinity|infinite|\+\\infty": "\\infty",
-}
-_CORNERS = r"\|?[A-Z]{2,3}(?:_\w|_\{\w+\})?\|?"  # a length or a triangle
-_NAMED = r"[A-Z](?:_\{[^{}]*\}|_\w)?"
-_NAME = re.compile(
-    rf"\(\\?[a-zA-Z]+(,\\?[a-zA-Z]+)+\)|\\text\{{[^{{}}]*\}}|m?\\(?:angle|triangle)[A-Za-z_{{}}0-9 ]+|\[[A-Z]{{3,}}\]"
-    rf"|\\frac\{{(d\w|{_CORNERS})\}}\{{(d\w|{_CORNERS})\}}|{_CORNERS}([/:]{_CORNERS})?|{_NAMED}:{_NAMED}"
-    r"|\\(?:lim|int)(?![a-zA-Z]).*|\\begin\{vmatrix\}.*|P\([^()=]*\)"  # whose value is asked, and not computed here
-    r"|(\\[a-zA-Z]+|[a-zA-Z])'*(_(\{[^{}]*\}|\w))?(\^\{-1\})?'*(\([a-zA-Z0-9,]*\))?"
+_NAME = re.compile(  # of an unknown, or of what is asked: m_{\max}, f(2), \angle BEA_{1}, \frac{dM}{dt}, S_{MBCN}:S
+    r"(?:[a-zA-Z()\[\]|,:/'{} \\]|_(?:\w|\{[^{}]*\})|\^\{-1\}|(?<=[a-zA-Z])\(\d+\))+|\\begin\{vmatrix\}.*"
 )
 _VARIABLE = re.compile(r"(?!\\pi$|e$|\\infty$)\\?[a-zA-Z]+(\([a-z]\))?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(,\d{3})+(?![\d,])")
 _BASED = re.compile(r"(-?)\(?(\d[0-9A-Fa-f]*)\)?_\{?(?:\\text\{)?(\d{1,2})\}{0,2}")
-_RATIO = re.compile(r"(\d+(?::\d+){1,2})(?:\\text\{)?([apAP]\.?[mM]\.?)?\}?")
 _SEPARATORS = (  # from the loosest to the tightest: p=5,q=2;p=7,q=2
     r"\\cup(?![a-zA-Z])|(?<=[)\]])\s*U\s*(?=[(\[])",
     r"\s*;\s*",
     r"\s*[,;]\s*(?:\\text\{\s*(?:and|or)\s*\}|(?:and|or)\s)?|\s*\\text\{\s*,?\s*(?:and|or)\s*\}"
-    r"|\s+(?:and|or)\s+|(?<=\))(?:and|or)(?=\()|\s*\\(?:lor|vee|land|wedge)(?![a-zA-Z])",
+    r"|\s+(?:and|or)\s+|(?<=\))(?:and|or)(?=\()",
 )
 _MATRIX = re.compile(
     r"[\[(]?\s*\\begin\{(?P<kind>[pbBvV]?(?:small)?matrix|array)\}(?:\{[lcr| ]+\})?(.*)\\end\{(?P=kind)\}\s*[\])]?"
 )
-_RELATION = r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z])|<|>"
+_RELATION = r"\\[lg]e(?![a-zA-Z])|<|>"
 _TURNED = {">": "<", "\\ge": "\\le"}
-_NUMBER = r"-?(?:\d+(?:\.\d+)?(?:\\cdot ?10\^\{-?\d+\})?|\\frac\{\d+\}\{\d+\}|\(\d+\+\\frac\{\d+\}\{\d+\}\)|\d+/\d+)"
 _UNITS = (
     r"((?!.*(?:\\circ.*\\circ|sin|cos|tan|cot|sec|csc)).+?)\s*(\^\\circ(?:\s*(?:\\text\{\s*)?[CF]\s*\}?)?)",
     r"(.*\d)\s*(\\%|'')",
     r"(.*?[^\s\\])\s*(\\text\{[^{}]*[a-zA-Z¢][^{}]*\}(?:\s*(?:/|\\cdot)?\s*\\text\{[^{}]*\})*(?:\s*\^\s*\{-?\d\})?)",
-    rf"({_NUMBER}|.*[\d}})]\s|.*\\pi\s)\s*({PLAIN_UNIT}.*)",  # 250 in
-    rf"({_NUMBER})\s+((?:per|pct|[a-zA-Z]{{4,}})(?:\s+[a-zA-Z]+)*)",  # 7 integers
+    rf"(.*[\d}}])\s*({PLAIN_UNIT}[\w\s/^{{}}.-]*)",  # 250 in
+    r"(.*[\d}])\s+([a-zA-Z]{4,}(?:\s+[a-zA-Z]+)*)",  # 7 integers
 )
 
 
 @lru_cache(4096)  # a group's responses share a reference
-def read(text: str) -> tuple[Value, ...]:
-    """The readings of an answer as it was written, the likelier first."""
+def read(text: str) -> Value:
+    """The reading of an answer as it was written."""
     text = tidy(text)
-    if _THOUSANDS.search(text) and text[:1] not in "([" and not text.startswith("\\{"):
-        return read_value(_THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)), read_value(text)
-    return (read_value(text),)
+    if text[:1] not in "([" and not text.startswith("\\{"):
+        text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
+    return read_value(text)
 
 
 def read_value(text: str) -> Value:
-    """The one reading of a tidy text."""
+    """The reading of a tidy text."""
     text = text.strip()
-    while text.startswith("{") and is_enclosed(text):
-        text = text[1:-1].strip()
-    plain = squeeze(re.sub(r"^\\text\{([^{}]*)\}$", r"\1", text)).casefold().strip(" .")
-    text = next((meant for synonyms, meant in _SYNONYMS.items() if re.fullmatch(synonyms, plain)), text)
     for reader in (_text, _matrix, _several, _bracketed, _inequality, _equation, _numerals, _quantity):
         if (value := reader(text)) is not None:
             return value
@@ -103,7 +86,7 @@ def _all(kind: str, texts, note: object = None) -> Value:
 def _words(text: str) -> Value:
     """Words keep their spaces and signs: "no where" is not "nowhere", nor "slope -2" "slope 2"."""
     text = re.sub(r"\\text|(?<=[a-z])-(?=[a-z])|[{}$]", " ", text.casefold())
-    text = re.sub(r"\s+", " ", text.replace("p.m.", "pm").replace("a.m.", "am")).strip(" .,;:!\"'")
+    text = re.sub(r"\s+", " ", text).strip(" .,;:!\"'")
     return Value("words", re.sub(r"^\(([^()]*)\)$", r"\1", text).strip())
 
 
@@ -123,38 +106,33 @@ def _matrix(text: str) -> Value | None:
 
 
 def _several(text: str) -> Value | None:
-    """A list; of "x = 1, -2" what x may be."""
+    """A list; of "x = 1 or x = -2" what x may be."""
     for separator in _SEPARATORS:
         parts = [part for part in split_top(text, separator) if part.strip()]
         if len(parts) > 1 or separator == _SEPARATORS[-1]:
             parts = [choice for part in parts for choice in _choices(part)]
         if len(parts) > 1:
             values = list(map(read_value, parts))
-            names = [value.name if value.kind == "equation" else "" for value in values]
-            if names[0] and set(names) <= {names[0], ""}:
-                values = [read_value(v.parts[-1]) if name else v for name, v in zip(names, values, strict=True)]
+            names = {value.name if value.kind == "equation" else None for value in values}
+            if len(names) == 1 and None not in names:  # x = 1, x = -2
+                values = [read_value(value.parts[-1]) for value in values]
             return Value("many", tuple(values))
     return None
 
 
 def _choices(text: str) -> list[str]:
-    r"""``1 \pm \sqrt{2}`` is two texts; each sign is chosen alone, but ``\mp`` is not what the first ``\pm`` is."""
-    parts = re.split(r"\\(pm|mp)(?![a-zA-Z])", text)
-    if not 1 < len(parts) < 8 or text.startswith("\\{"):
+    r"""``1 \pm \sqrt{2}`` is two texts; each sign is chosen alone."""
+    first, *others = re.split(r"\\pm(?![a-zA-Z])", text)
+    if not 0 < len(others) < 4 or text.startswith("\\{"):
         return [text]
-    signs = list(itertools.product("+-", repeat=len(parts) // 2))
-    if "mp" in parts:
-        signs = [["+-"[(kind == "mp") ^ minus] for kind in parts[1::2]] for minus in (False, True)]
-    texts = ["".join(map("".join, zip(parts[::2], (*choice, ""), strict=True))) for choice in signs]
-    return [re.sub(r"(^|[=(,])\s*\+", r"\1", choice.strip()) for choice in texts]
+    choices = itertools.product(*(("+" + other, "-" + other) for other in others))
+    return [re.sub(r"(^|[=(,])\s*\+", r"\1", (first + "".join(choice)).strip()) for choice in choices]
 
 
 def _bracketed(text: str) -> Value | None:
     if text.startswith("\\{") and text.endswith("\\}"):
-        if condition := re.match(r"\\?[a-zA-Z]\s*(?:\\in\s*\\reals\s*)?[|:]", inner := text[2:-2].strip()):
-            return read_value(inner[condition.end() :])  # \{x : x > 3\}
-        value = read_value(inner)
-        return value if value.kind == "many" else Value("many", (value,))
+        value = read_value(re.sub(r"^\s*\\?[a-zA-Z]\s*[|:]", "", text[2:-2]))  # \{x : x > 3\}
+        return Value("many", value.parts, "{}") if value.kind == "many" else value
     if member := re.fullmatch(r"\\?[a-zA-Z]\s*\\in(?![a-zA-Z])(.+)", text):
         return read_value(member[1])
     if text[:1] not in "([" or text[-1:] not in ")]" or not is_enclosed(text):
@@ -168,55 +146,42 @@ def _bracketed(text: str) -> Value | None:
 def _inequality(text: str) -> Value | None:
     """Of one name the interval that it describes: x > 3 is (3, infinity). It is not solved: 2x > 6 is not."""
     sides, signs = [squeeze(side) for side in split_top(text, _RELATION)], re.findall(_RELATION, text)
-    if set(signs) <= set(_TURNED):
-        sides, signs = sides[::-1], [_TURNED[sign] for sign in signs[::-1]]
-    if len(sides) not in (2, 3) or len(signs) != len(sides) - 1 or not all(sides) or set(signs) & set(_TURNED):
+    if signs and signs[0] in _TURNED:
+        sides, signs = sides[::-1], [_TURNED.get(sign) for sign in signs[::-1]]
+    if not set(signs) <= {"<", "\\le"} or len(sides) not in (2, 3) or len(signs) != len(sides) - 1 or not all(sides):
         return None
     if any(re.fullmatch(r"-\\?[a-zA-Z]+", side) for side in sides):  # -x > -1
         sides = [side[1:] if re.fullmatch(r"-\\?[a-zA-Z]+", side) else f"-({side})" for side in sides[::-1]]
     named = [bool(_VARIABLE.fullmatch(side)) for side in sides]
-    if signs == ["\\ne"] and sum(named) == 1:
-        bound = sides[named[0]]
-        return Value("many", (_all("row", ("-\\infty", bound), "()"), _all("row", (bound, "\\infty"), "()")))
     if len(sides) == 2 and sum(named) == 1:
         sides, signs = (["-\\infty", *sides], ["<", *signs]) if named[0] else ([*sides, "\\infty"], [*signs, "<"])
         named = [False, True, False]
-    if len(sides) == 3 and named[1] and "\\ne" not in signs:
+    if len(sides) == 3 and named[1]:
         return _all("row", sides[::2], "(["[signs[0] == "\\le"] + ")]"[signs[1] == "\\le"])
-    return Value("equation", tuple(sides), signs[0]) if len(sides) == 2 and signs[0] != "\\ne" else None
+    return Value("equation", tuple(sides), signs[0]) if len(sides) == 2 else None
 
 
 def _equation(text: str) -> Value | None:
-    sides = [side.strip() for side in split_top(text, r"=|\\equiv(?![a-zA-Z])")]
-    sides[-1], *about = [side.strip() for side in split_top(sides[-1], r"\\approx(?![a-zA-Z])")]
-    if len(sides) == 1:  # "x \approx 2" or "\frac{1}{2} \approx 0.5"
-        return read_value(about[0] if _NAME.fullmatch(squeeze(sides[0])) else sides[0]) if about else None
-    sides = [squeeze(side) for side in sides]
-    if len(sides) == 2 and re.fullmatch("[a-z]", sides[1]) and not _NAME.fullmatch(sides[0]):
-        sides.reverse()
-    return Value("equation", tuple(sides), "=") if all(sides) else None
+    exact, *about = split_top(text, r"\\approx(?![a-zA-Z])")  # S = \frac{1}{2} \approx 0.5; not x \approx 2
+    if about and not _NAME.fullmatch(squeeze(exact)):
+        return read_value(exact)
+    sides = [squeeze(side) for side in split_top(text, r"=|\\(?:equiv|approx)(?![a-zA-Z])")]
+    return Value("equation", tuple(sides), "=") if all(sides) and len(sides) > 1 else None
 
 
 def _numerals(text: str) -> Value | None:
-    """Digits in a base, 422_8, or with colons, 3:8 and 8:34 p.m."""
-    if (found := _BASED.fullmatch(squeeze(text))) and 2 <= int(found[3]) <= 36:
+    """Digits in a base, 422_8, or with colons, 3:8 and 8:34."""
+    text = squeeze(text)
+    if (found := _BASED.fullmatch(text)) and 2 <= int(found[3]) <= 36:
         return Value("words", f"{found[1]}{found[2].upper().lstrip('0') or '0'} in base {int(found[3])}")
-    if found := _RATIO.fullmatch(squeeze(text)):
-        return Value("ratio", tuple(found[1].split(":")), (found[2] or "").casefold().replace(".", ""))
-    return None
+    return Value("ratio", tuple(map(int, text.split(":")))) if re.fullmatch(r"\d+(:\d+){1,2}", text) else None
 
 
 def _quantity(text: str) -> Value | None:
-    r"""``\$5.50``, ``10\text{ cm}``, ``250 in``, ``20\%``, ``3\text{ million}``."""
-    if money := re.match(r"(-?)\s*\\(\$|(?:euro|pounds)(?![a-z]))\s*", text):
-        value = read_value(money[1] + text[money.end() :])
-        unit = read_unit({"$": "dollar", "pounds": "sterling"}.get(money[2], "euro"))
-        if value.kind == "quantity":  # "$5 dollars", "$5 per hour", "$3 million"
-            return Value("quantity", value.parts, unit._replace(number=value.note.number))
-        return Value("quantity", value, unit) if value.kind == "expression" else None
+    r"""``10\text{ cm}``, ``250 in``, ``20\%``."""
     for pattern in _UNITS:
         found = re.fullmatch(pattern, text)
-        if found and "\\text" not in found[1] and "," not in found[2]:
+        if found and "\\text" not in found[1] and "," not in found[2] and (unit := read_unit(found[2])) is not None:
             value = read_value(found[1])
-            return Value("quantity", value, read_unit(found[2])) if value.kind == "expression" else None
+            return Value("quantity", value, unit) if value.kind in ("expression", "ratio") else None
     return None
