@@ -13,6 +13,7 @@ from pyarrow import parquet
 from torch import Tensor
 
 from learners.options.config import Config
+from learners.record.json_lines import write_whole
 from learners.record.run_files import ROLLOUTS
 
 SCHEMA = pyarrow.schema(
@@ -51,4 +52,4 @@ def write_rollouts(config: Config, folder: Path, step: int, batch, log_pi: Tenso
         precision, sampling = config.precision, config.sampling
         claims = {"sample_dtype": precision.sample_dtype, "train_dtype": precision.train_dtype, "top_p": 1.0}
         claims |= {"temperature": sampling.temperature, "lora": config.lora.lora_rank > 0}
-        (folder / "claims.json").write_text(json.dumps(claims) + "\n")
+        write_whole(folder / "claims.json", f"{json.dumps(claims)}\n".encode())
