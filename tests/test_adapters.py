@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from learners.model import lora
-from learners.model.weights import whole_weights
 from learners.options.groups import LoraOptions
 from tasks.arithmetic.model import build_model
 
@@ -87,17 +86,3 @@ def test_names():
     assert not lora.is_adapter("model.q_proj.base_layer.weight")
     assert lora.plain_name("model.q_proj.base_layer.weight") == "model.q_proj.weight"
     assert lora.plain_name("model.norm.weight") == "model.norm.weight"
-
-
-def test_the_sampler_gets_the_sums_under_the_plain_names():
-    peft, plain = adapted(2, 6.0)
-    made = dict(whole_weights(peft.base_model.model, torch.float32, torch.float32))
-    layers = lora.adapted_layers(peft.base_model.model)
-    assert set(layers) < set(made)
-    assert set(made) == set(dict(plain.named_parameters()))
-    for name, parameter in plain.named_parameters():
-        expected = parameter
-        if name in layers:
-            layer = layers[name]
-            expected = parameter + 3 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-        torch.testing.assert_close(made[name], expected.detach(), rtol=1e-5, atol=1e-6)

@@ -78,10 +78,10 @@ def test_resolved_thresholds_are_the_recipes_and_each_can_be_overridden(name, re
         assert getattr(options, key) == value
     for key in set(THRESHOLDS) - set(chosen):
         assert getattr(options, key) is None, "what is not used is not in config.json"
-    for key in set(THRESHOLDS) & set(chosen):
-        value = 0.9 if key.endswith("_low") else 2.5
-        overridden = parse(["--objective", name, "--recipe", recipe, f"--{key.replace('_', '-')}={value}"])
-        assert getattr(overridden.objective, key) == value
+    others = {key: 0.9 if key.endswith("_low") else 2.5 for key in set(THRESHOLDS) & set(chosen)}
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in others.items()]
+    overridden = parse(["--objective", name, "--recipe", recipe, *words]).objective
+    assert {key: getattr(overridden, key) for key in others} == others
 
 
 def test_rejections_combine_and_bring_their_thresholds():
@@ -94,9 +94,10 @@ def test_rejections_combine_and_bring_their_thresholds():
         assert made.thresholds
         alone = parse(["--reject", name]).objective
         assert {key: getattr(alone, key) for key in made.thresholds} == made.thresholds
-        for key in made.thresholds:
-            value = 0.9 if key.endswith("_low") else 2.5
-            assert getattr(parse(["--reject", name, f"--{key.replace('_', '-')}={value}"]).objective, key) == value
+        others = {key: 0.9 if key.endswith("_low") else 2.5 for key in made.thresholds}
+        words = [f"--{key.replace('_', '-')}={value}" for key, value in others.items()]
+        overridden = parse(["--reject", name, *words]).objective
+        assert {key: getattr(overridden, key) for key in others} == others
     assert parse([]).objective.reject == ()
     assert parse(["--objective=gmpo", "--clip-low=1.5"]).objective.clip_low == 1.5, "of the ratio's logarithm"
 
