@@ -2,10 +2,10 @@
 
 A mutant is one small change of meaning in one place: another comparison or operator, a constant, a condition, `min` for
 `max`, no `not`, None for what is returned, a call or a keyword of one left out. For each the tests that import the
-module (or --tests) run in a temporary copy of the tree, the fastest files first, until one fails or the time is over.
-They run in a fork of this process, which has imported what they take from other packages, so that a mutant costs its
-tests and no more. What was noticed stands in --out and is not done again, survivors are; a table by module and the
-survivors end the output.
+module (of --tests, if given) run in a temporary copy of the tree, the fastest files first, until one fails or the time
+is over. They run in a fork of this process, which has imported what they take from other packages, so that a mutant
+costs its tests and no more. What was noticed stands in --out and is not done again, survivors are; a table by module
+and the survivors end the output.
 """
 
 import argparse
@@ -185,7 +185,7 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=120.0, help="for the tests of one mutant; over time is noticed"
     )
-    parser.add_argument("--tests", nargs="+", help="files to run in place of those that import the module")
+    parser.add_argument("--tests", nargs="+", help="of the files that import a module these alone")
     parser.add_argument("--out", type=Path, default=Path("mutation.jsonl"), help="results, one a line")
     options = parser.parse_args()
     modules = options.modules or [
@@ -193,7 +193,9 @@ def main() -> int:
     ]
     for module in modules:
         require((ROOT / module).is_file(), f"{module} is no file of this project; name one such as tasks/boxed.py.")
-    tests = {module: options.tests or tests_of(module) for module in modules}
+    tests = {module: tests_of(module) for module in modules}
+    if options.tests:
+        tests = {module: [test for test in found if test in options.tests] for module, found in tests.items()}
     untested = [module for module in modules if not tests[module] and (ROOT / module).stat().st_size]
     print("no unit test imports:", *untested) if untested else None
     modules = sorted(set(modules) - set(untested))

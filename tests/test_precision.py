@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from learners.command_line import parse
 from learners.options.config import Config
 from learners.options.groups import PrecisionOptions
 from learners.options.precision import NAMES, TORCH_DTYPES, Precision
+from tests.stand_ins import stand_ins
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 # The authors' DeepSpeed configuration: FP16's scale starts at 2^16, doubles after 1000 updates without an overflow, is
@@ -62,22 +63,19 @@ def test_each_sides_dtype_is_the_common_one_unless_it_is_given():
     assert parse([]).precision.label == "fp16"
 
 
-def oat_args(monkeypatch, *arguments: str) -> SimpleNamespace:
+@pytest.fixture(scope="module")
+def oat_args():
     """What Oat's PPOArgs are made of; Oat itself is not imported."""
-    for name in ("oat", "oat.algorithms", "oat.algorithms.ppo"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules["oat.algorithms.ppo"].PPOArgs = SimpleNamespace
-    monkeypatch.delitem(sys.modules, "learners.options.oat_args", raising=False)
-    from learners.options.oat_args import to_oat_args
+    with stand_ins("oat.algorithms.ppo"):
+        sys.modules["oat.algorithms.ppo"].PPOArgs = SimpleNamespace
+        from learners.options.oat_args import to_oat_args
 
-    made = to_oat_args(parse(list(arguments)))
-    monkeypatch.delitem(sys.modules, "learners.options.oat_args")
-    return made
+        yield lambda *arguments: to_oat_args(parse(list(arguments)))
 
 
 @pytest.mark.parametrize(("train", "sample"), itertools.permutations(DTYPES, 2))
-def test_oat_is_told_the_learners_dtype(monkeypatch, train, sample):
-    made = oat_args(monkeypatch, f"--train-dtype={train}", f"--sample-dtype={sample}")
+def test_oat_is_told_the_learners_dtype(oat_args, train, sample):
+    made = oat_args(f"--train-dtype={train}", f"--sample-dtype={sample}")
     assert (made.fp16, made.bf16, made.grad_accum_dtype) == (train == "fp16", train == "bf16", "fp32")
 
 
@@ -91,14 +89,14 @@ OAT = {  # option: (what is given, under which names Oat has it)
 }  # fmt: skip
 
 
-def test_oat_gets_the_options_as_they_were_given(monkeypatch):
-    made = oat_args(monkeypatch, *(f"--{option}={value}" for option, (value, _) in OAT.items()))
+def test_oat_gets_the_options_as_they_were_given(oat_args):
+    made = oat_args(*(f"--{option}={value}" for option, (value, _) in OAT.items()))
     for value, names in OAT.values():
         assert {name: getattr(made, name) for name in names} == dict.fromkeys(names, value)
     assert made.non_stop_fixed_reward == 0.0, "a truncated response earns nothing"
     assert made.vllm_sleep is False
-    assert oat_args(monkeypatch, "--vllm-sleep-level=1").vllm_sleep is True
-    assert oat_args(monkeypatch, "--micro-batch-tokens=5000").train_batch_size_per_device == 1
+    assert oat_args("--vllm-sleep-level=1").vllm_sleep is True
+    assert oat_args("--micro-batch-tokens=5000").train_batch_size_per_device == 1
 
 
 # ------------------------------------------------------------------------------------------------ counts of updates

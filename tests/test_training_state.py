@@ -5,7 +5,7 @@ import itertools
 import json
 import random
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,37 +14,28 @@ from safetensors.torch import load_file
 
 from actors.processes import Processes
 from tasks.errors import UsageError
+from tests.stand_ins import stand_ins
 
 SHAPES = {"a.weight": (3, 4), "b.bias": (5,), "frozen": (2,), "c.weight": (2, 1, 3)}
 KINDS = ("master", "exp_avg", "exp_avg_sq")
-READY, AVAILABLE = "READY", "AVAILABLE"
+AVAILABLE = "AVAILABLE"
 
 
 @pytest.fixture(scope="module")
 def ts():
     """learners.checkpoints.training_state, with this file's ZeRO in place of DeepSpeed's."""
-    with pytest.MonkeyPatch.context() as patch:
-        names = ("deepspeed", "deepspeed.utils", "deepspeed.runtime", "deepspeed.runtime.zero",
-                 "deepspeed.runtime.zero.partition_parameters")  # fmt: skip
-        modules = {name: ModuleType(name) for name in names}
-        for name, module in modules.items():
-            patch.setitem(sys.modules, name, module)
-        modules[names[-1]].ZeroParamStatus = SimpleNamespace(AVAILABLE=AVAILABLE)
-        modules["deepspeed.utils"].__dict__.update(
+    with stand_ins("deepspeed.utils", "deepspeed.runtime.zero.partition_parameters"):
+        sys.modules["deepspeed.runtime.zero.partition_parameters"].ZeroParamStatus.AVAILABLE = AVAILABLE
+        sys.modules["deepspeed.utils"].__dict__.update(
             safe_get_full_fp32_param=lambda p: p.whole["master"],
             safe_get_full_optimizer_state=lambda p, kind: p.whole[kind],
             safe_get_local_fp32_param=lambda p: p.parts["master"],
             safe_set_local_fp32_param=lambda p, values: p.parts["master"].copy_(values),
             safe_set_local_optimizer_state=lambda p, values, kind: p.parts[kind].copy_(values),
         )
-        for name in ("learners.checkpoints.training_state", "learners.model.weights"):
-            patch.delitem(sys.modules, name, raising=False)
         from learners.checkpoints import training_state
 
         yield training_state
-        for package, name in (("learners.checkpoints", "training_state"), ("learners.model", "weights")):
-            del sys.modules[f"{package}.{name}"]
-            delattr(sys.modules[package], name)  # which "from package import name" would find
 
 
 class Optimizer:
