@@ -19,22 +19,30 @@ class StandIn(ModuleType):
 
 @contextlib.contextmanager
 def stand_ins(*names: str):
-    """Modules by their dotted names, and the packages they lie in. What is imported of this project meanwhile is
-    imported anew, and forgotten afterwards."""
-    own = lambda: [name for name in sys.modules if name.split(".")[0] in ("actors", "learners", "train")]
-    before = {name: sys.modules[name] for name in own()}
+    """Modules by their dotted names, and the packages they lie in. What is imported of this project meanwhile is the
+    test's own, and what names these packages is imported anew."""
+    roots = {name.split(".")[0] for name in names}
+    of = lambda value: str(value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", ""))
+    own = lambda: {n: m for n, m in sys.modules.items() if n.split(".")[0] in ("actors", "learners")}
+    before = own()
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
             parts = name.split(".")
             for end in range(1, len(parts) + 1):
-                package = ".".join(parts[:end])
-                if not isinstance(sys.modules.get(package), StandIn):
-                    patch.setitem(sys.modules, package, StandIn(package))
-        for name in before:
-            del sys.modules[name]
+                if not isinstance(sys.modules.get(".".join(parts[:end])), StandIn):
+                    patch.setitem(sys.modules, ".".join(parts[:end]), StandIn(".".join(parts[:end])))
+        for name, module in before.items():
+            if any(of(value).split(".")[0] in roots for value in list(vars(module).values())):
+                del sys.modules[name]
         try:
             yield
         finally:
-            for name in own():
-                del sys.modules[name]
-            sys.modules.update(before)
+            for name, module in own().items():
+                if before.get(name) is not module:
+                    package, _, attribute = name.rpartition(".")
+                    vars(sys.modules.get(package, module)).pop(attribute, None)
+                    del sys.modules[name]
+            for name, module in before.items():
+                sys.modules[name] = module
+                if "." in name:  # "from package import module" looks at the package first
+                    setattr(before[name.rpartition(".")[0]], name.rpartition(".")[2], module)

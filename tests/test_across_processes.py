@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import traceback
 
 import numpy as np
 import pytest
@@ -22,9 +23,9 @@ def _work(work, rank, count, folder, queue):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/meet", count), rank=rank, world_size=count)
     try:
-        queue.put((rank, work(rank)))
-    except BaseException as error:
-        queue.put((rank, repr(error)))
+        queue.put((rank, work(rank), ""))
+    except BaseException:
+        queue.put((rank, None, traceback.format_exc()))
     dist.destroy_process_group()
 
 
@@ -35,10 +36,11 @@ def on_processes(count: int, work, folder) -> list:
     started = [context.Process(target=_work, args=(work, rank, count, folder, queue)) for rank in range(count)]
     for process in started:
         process.start()
-    results = dict(queue.get(timeout=60) for _ in started)
+    results = sorted((queue.get(timeout=60) for _ in started), key=lambda told: told[0])
     for process in started:
         process.join(10)
-    return [results[rank] for rank in range(count)]
+    assert not any(error for *_, error in results), "".join(error for *_, error in results)
+    return [result for _, result, _ in results]
 
 
 # ------------------------------------------------------------------------------------------------ the tally

@@ -9,6 +9,7 @@ import torch
 
 from actors.processes import Processes
 from learners.command_line import parse
+from learners.rollouts.batch import Packed  # noqa: F401 - so that what passes between processes is this one
 from tasks.prompts import Prompt, PromptStream
 from tests.stand_ins import stand_ins
 from tests.test_across_processes import on_processes
@@ -17,6 +18,11 @@ GROUP = 4
 HEAVY = ("oat.types", "oat.model", "oat.algorithms.ppo", "oat.utils.ops", "oat.utils.deepspeed", "actors.math_actor",
          "deepspeed.utils", "deepspeed.runtime.zero.partition_parameters", "deepspeed.runtime.zero.linear",
          "transformers.integrations", "transformers.trainer", "peft")  # fmt: skip
+
+
+with stand_ins(*HEAVY):
+    from learners import policy_learner
+    from learners.rollouts.collect import Rollouts
 
 
 @dataclass
@@ -57,18 +63,15 @@ PROMPTS = [Prompt(str(n), "", [n]) for n in range(1, 25)]
 
 
 def collect(rank: int, count: int, group: int, config, number: int = 2) -> dict:
-    with stand_ins(*HEAVY):
-        from learners.rollouts.collect import Rollouts
-
-        log = SimpleNamespace(samples=lambda *told: None, say=lambda line: said.append(line))
-        said, actor = [], Actor(rank)
-        rollouts = Rollouts(config, PROMPTS, Processes(rank, count, group), log)
-        step = rollouts.collect(number, actor)
-        return {
-            "number": step.number, "times": step.times, "asked": actor.asked, "said": said,
-            "result": step.tally.result(),
-            "drawn": rollouts.prompts_drawn, "batch": {n: t.tolist() for n, t in step.batch.tensors().items()},
-        }  # fmt: skip
+    log = SimpleNamespace(samples=lambda *told: None, say=lambda line: said.append(line))
+    said, actor = [], Actor(rank)
+    rollouts = Rollouts(config, PROMPTS, Processes(rank, count, group), log)
+    step = rollouts.collect(number, actor)
+    return {
+        "number": step.number, "times": step.times, "asked": actor.asked, "said": said,
+        "result": step.tally.result(),
+        "drawn": rollouts.prompts_drawn, "batch": {n: t.tolist() for n, t in step.batch.tensors().items()},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("count", "group"), [(2, 1), (4, 2)])
@@ -140,26 +143,18 @@ def test_a_batch_that_cannot_be_filled_says_so():
 # ------------------------------------------------------------------------------------------------ the second half
 
 
-@pytest.fixture(scope="module")
-def learning():
-    with stand_ins(*HEAVY):
-        from learners import policy_learner
-
-        yield policy_learner
-
-
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_every_epoch_trains_on_every_response_once_in_updates_of_one_size(learning, epochs):
+def test_every_epoch_trains_on_every_response_once_in_updates_of_one_size(epochs):
     config = options(f"--num-ppo-epochs={epochs}")
     batch = range(config.sequences_per_step)
     stub = SimpleNamespace(config=config, args=SimpleNamespace(seed=3, train_batch_size=8))
-    made = {n: learning.PolicyLearner._updates(stub, SimpleNamespace(number=n, batch=batch)) for n in (1, 2)}
+    made = {n: policy_learner.PolicyLearner._updates(stub, SimpleNamespace(number=n, batch=batch)) for n in (1, 2)}
     for updates in made.values():
         assert len(updates) == config.updates_per_step == 4 * epochs
         assert {len(indices) for indices in updates} == {8}
         for epoch in range(epochs):
             assert sorted(torch.cat(updates[4 * epoch : 4 * epoch + 4]).tolist()) == list(batch)
-    again = learning.PolicyLearner._updates(stub, SimpleNamespace(number=1, batch=batch))
+    again = policy_learner.PolicyLearner._updates(stub, SimpleNamespace(number=1, batch=batch))
     assert all(torch.equal(a, b) for a, b in zip(made[1], again, strict=True))
     assert not torch.equal(torch.cat(made[1]), torch.cat(made[2]))
     assert epochs == 1 or not torch.equal(torch.cat(made[1][:4]), torch.cat(made[1][4:8])), "shuffled anew"

@@ -70,7 +70,7 @@ def oat_args():
         sys.modules["oat.algorithms.ppo"].PPOArgs = SimpleNamespace
         from learners.options.oat_args import to_oat_args
 
-        yield lambda *arguments: to_oat_args(parse(list(arguments)))
+    return lambda *arguments: to_oat_args(parse(list(arguments)))
 
 
 @pytest.mark.parametrize(("train", "sample"), itertools.permutations(DTYPES, 2))

@@ -35,7 +35,7 @@ def ts():
         )
         from learners.checkpoints import training_state
 
-        yield training_state
+    return training_state
 
 
 class Optimizer:

@@ -68,21 +68,13 @@ class Strategy:
         return SimpleNamespace(skipped=self.skips, grad_norm=7.0, loss_scale=1.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def updaters():
-    with stand_ins(*HEAVY):
-        from learners.update import updater
-
-        HERE.updater = updater
-        yield
-
-
-HERE = SimpleNamespace()
+with stand_ins(*HEAVY):
+    from learners.update import updater
 
 
 def update(rank: int, world: int, config, skips: bool = False, **changes) -> dict:
     """What an update makes on one of ``world`` processes."""
-    drawn, updater = draw() | changes, HERE.updater
+    drawn = draw() | changes
     table = drawn.pop("table")
     batch, model, strategy = updater.RolloutBatch(**drawn), SimpleNamespace(model=Table(table)), Strategy(world, skips)
     reference = Table(table - 0.2) if config.objective.beta else None
