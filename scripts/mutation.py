@@ -73,10 +73,9 @@ def mutants(source: str):
     notes = [getattr(node, field, None) for node in ast.walk(tree) for field in ("annotation", "returns")]
     left = {id(inner) for note in notes if note is not None for inner in ast.walk(note)}
     told = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg in ASSERTED]
-    left |= {id(node.value) for node in told}
-    left |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)} & {
-        id(node) for node in ast.walk(tree) if isinstance(node, ast.Constant)
-    }  # docstrings
+    told += [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    left |= {id(node.value) for node in told}  # docstrings too
+    left |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in list(ast.walk(tree)):
         for what, value, field in list(changes(node)) if id(node) not in left else ():
             before = getattr(node, field)
@@ -181,7 +180,7 @@ def main() -> int:
     parser.add_argument(
         "modules", nargs="*", help="files such as tasks/boxed.py (default: all of learners/ and tasks/)"
     )
-    parser.add_argument("--sample", type=int, default=0, help="so many of them, drawn from a fixed seed")
+    parser.add_argument("--sample", type=int, default=0, help="so many of each module's, drawn from a fixed seed")
     parser.add_argument(
         "--seconds", type=float, default=120.0, help="for the tests of one mutant; over time is noticed"
     )
@@ -199,9 +198,10 @@ def main() -> int:
     untested = [module for module in modules if not tests[module] and (ROOT / module).stat().st_size]
     print("no unit test imports:", *untested) if untested else None
     modules = sorted(set(modules) - set(untested))
-    todo = [(module, *mutant) for module in modules for mutant in mutants((ROOT / module).read_text())]
-    if options.sample:
-        todo = random.Random(0).sample(todo, min(options.sample, len(todo)))
+    todo = []
+    for module in modules:
+        found = [(module, *mutant) for mutant in mutants((ROOT / module).read_text())]
+        todo += random.Random(0).sample(found, min(options.sample or len(found), len(found)))
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     done = {(r["module"], r["what"], r["line"]): True for r in map(json.loads, lines) if r["noticed"]}
     seconds: dict[str, dict[str, float]] = {}
