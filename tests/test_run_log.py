@@ -50,7 +50,8 @@ def test_the_summary_says_how_it_began_and_ended(tmp_path, config, capsys):
         "status": "stopped", "dtype": "fp16", "objective": "pg-seq-is", "steps": 6, "initial_reward": 0.1,
         "final_reward": (0.2 + 0.3 + 0.4 + 0.5 + 0.9) / 5, "initial_accuracy": 0.25,
         "final_accuracy": pytest.approx(0.1), "best_accuracy": pytest.approx(0.4),
-        "mismatch_kl_k3": pytest.approx(0.01), "mismatch_abs_prob_diff_mean": pytest.approx(0.001), "sanity_passed": None,
+        "mismatch_kl_k3": pytest.approx(0.01), "mismatch_abs_prob_diff_mean": pytest.approx(0.001),
+        "sanity_passed": None,
         "skipped_updates": 2,
         "seconds_per_step": pytest.approx(2.35), "startup_seconds": {},
     }  # fmt: skip
