@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from actors.processes import Processes
 from tasks.errors import UsageError
@@ -21,14 +21,22 @@ KINDS = ("master", "exp_avg", "exp_avg_sq")
 AVAILABLE = "AVAILABLE"
 
 
+BUFFER = torch.zeros(64)
+
+
+def lent(whole: torch.Tensor) -> torch.Tensor:
+    """A gathered tensor, in the place where the last one was: no process holds all of them."""
+    return BUFFER[: whole.numel()].copy_(whole.flatten()).view(whole.shape)
+
+
 @pytest.fixture(scope="module")
 def ts():
     """learners.checkpoints.training_state, with this file's ZeRO in place of DeepSpeed's."""
     with stand_ins("deepspeed.utils", "deepspeed.runtime.zero.partition_parameters"):
         sys.modules["deepspeed.runtime.zero.partition_parameters"].ZeroParamStatus.AVAILABLE = AVAILABLE
         sys.modules["deepspeed.utils"].__dict__.update(
-            safe_get_full_fp32_param=lambda p: p.whole["master"],
-            safe_get_full_optimizer_state=lambda p, kind: p.whole[kind],
+            safe_get_full_fp32_param=lambda p: lent(p.whole["master"]),
+            safe_get_full_optimizer_state=lambda p, kind: lent(p.whole[kind]),
             safe_get_local_fp32_param=lambda p: p.parts["master"],
             safe_set_local_fp32_param=lambda p, values: p.parts["master"].copy_(values),
             safe_set_local_optimizer_state=lambda p, values, kind: p.parts[kind].copy_(values),
@@ -88,6 +96,7 @@ class Learner:
         self.set_counters = lambda counters: self._counters.update(counters)
 
     def _step(self, *_):
+        assert not any(p.grad.any() for p in self.engine.trained)
         self.rates.append([group["lr"] for group in self.optimizer.param_groups])
         self.optimizer.optimizer.step()
 
@@ -103,6 +112,7 @@ class Learner:
         p.partition = lambda: setattr(p, "given_up", p.given_up + 1)
         p.begin = min(rank * size, p.numel())
         p.end = min(p.begin + size, p.numel())
+        p.data = torch.zeros(0)  # whole only while it is computed with
 
     @staticmethod
     def _cut_in_line(p, start, stop):
@@ -139,6 +149,7 @@ def write(ts, folder, truth, count, stage, prepare=lambda learner: None):
         learner = Learner(truth, rank, count, stage)
         prepare(learner)
         files += ts.write(learner, folder)
+        assert (learner.optimizer.linked > 0) == (stage < 3 and ts.adam_steps(learner) > 0)
     assert sorted(set(files)) == sorted(folder.iterdir()) and len(set(files)) == len(files)
 
 
@@ -268,6 +279,31 @@ def test_random_numbers_go_on_where_they_were_and_new_processes_keep_theirs(ts, 
     own = random.getstate()
     ts.read(Learner(draw(), 1, 2, 1), tmp_path / "made")
     assert random.getstate() == own
+
+
+def test_the_gpus_random_numbers_go_on_too(ts, monkeypatch):
+    kept, given = torch.arange(16, dtype=torch.uint8), []
+    assert "cuda" not in ts.random_state()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: kept)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", given.append)
+    state = json.loads(json.dumps(ts.random_state()))
+    ts.set_random_state(state)
+    assert len(given) == 1 and torch.equal(given[0], kept) and given[0].dtype == torch.uint8
+    ts.set_random_state({name: value for name, value in state.items() if name != "cuda"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ts.set_random_state(state)
+    assert len(given) == 1
+
+
+def test_where_tensors_begin_in_a_file(ts, tmp_path):
+    tensors = {"b": torch.tensor([1.0, 2.0]), "a": torch.tensor([3.0, 4.0, 5.0])}
+    save_file(tensors, tmp_path / "file.safetensors", metadata={"made": "here"})
+    found = ts.offsets(tmp_path / "file.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        read = np.fromfile(tmp_path / "file.safetensors", np.float32, len(tensor), offset=found[name])
+        assert read.tolist() == tensor.tolist()
 
 
 def test_another_model_and_another_version_are_refused(ts, tmp_path):
