@@ -122,8 +122,9 @@ class Fastest:
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
 
 
-def passes(tree: Path, tests: list[str], limit: float, seconds: dict[str, float], told: Path | None = None) -> bool:
-    """Whether the tests pass in time, in a fork; there `told` gets each test's seconds, and what was imported."""
+def outcome(tree: Path, tests: list[str], limit: float, seconds: dict[str, float], told: Path | None = None) -> str:
+    """ "green", "red" or "too slow", of the tests in a fork; there `told` gets each test's seconds, and what was
+    imported."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -155,7 +156,8 @@ def passes(tree: Path, tests: list[str], limit: float, seconds: dict[str, float]
         os.killpg(child, signal.SIGKILL)
     if status[0] == 0:
         os.waitpid(child, 0)
-    return status[0] != 0 and status[1] == 0
+        return "too slow"
+    return "red" if status[1] else "green"
 
 
 def look_at(tree: Path, module: str, tests: list[str], limit: float) -> dict[str, float]:
@@ -165,7 +167,7 @@ def look_at(tree: Path, module: str, tests: list[str], limit: float) -> dict[str
         UsageError: one fails, or they take too long.
     """
     told = tree.with_name("told.json")
-    is_green = passes(tree, tests, limit, {}, told)
+    is_green = outcome(tree, tests, limit, {}, told) == "green"
     require(is_green, f"the tests of {module} fail as they are, or take over --seconds; mend or raise it.")
     seconds, imported = json.loads(told.read_text())
     for name in imported:
@@ -204,21 +206,22 @@ def main() -> int:
         todo += random.Random(0).sample(found, min(options.sample or len(found), len(found)))
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     done = {(r["module"], r["what"], r["line"]): True for r in map(json.loads, lines) if r["noticed"]}
-    seconds: dict[str, dict[str, float]] = {}
+    seconds: dict[tuple[str, ...], dict[str, float]] = {}  # by the files that hold a module
     with tempfile.TemporaryDirectory() as folder, options.out.open("a") as out:
         copied = Path(folder) / "tree"
         shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".hypothesis"))
         for number, (module, what, line, source) in enumerate(todo, start=1):
             if (module, what, line) in done:
                 continue
-            if module not in seconds:
-                seconds[module] = look_at(copied, module, tests[module], options.seconds)
-            limit = min(options.seconds, 10 + 3 * sum(seconds[module].values()))
+            own = tuple(tests[module])
+            if own not in seconds:
+                seconds[own] = look_at(copied, module, tests[module], options.seconds)
+            limit = min(options.seconds, 30 + 5 * sum(seconds[own].values()))
             (copied / module).write_text(source)
-            noticed = not passes(copied, tests[module], limit, seconds[module])
+            tests_are = outcome(copied, tests[module], limit, seconds[own])
             shutil.copy(ROOT / module, copied / module)
-            done[module, what, line] = noticed
-            record = {"module": module, "what": what, "line": line, "noticed": noticed}
+            done[module, what, line] = noticed = tests_are != "green"
+            record = {"module": module, "what": what, "line": line, "noticed": noticed, "tests": tests_are}
             print(json.dumps(record), file=out, flush=True)
             print(f"{number}/{len(todo)} {'noticed ' if noticed else 'SURVIVED'} {module} {what}: {line}", flush=True)
     asked = [(module, what, line) for module, what, line, _ in todo]
