@@ -121,12 +121,15 @@ OFFLINE = {
 }  # fmt: skip
 
 
+def sampling(**options) -> OfflineOptions:
+    return OfflineOptions(**{"max_tokens": 10, "temperature": 1.0, "top_p": 1.0, "max_num_seqs": 4} | options)
+
+
 def test_sampling_offline_is_checked_too():
     for name, (value, sentence) in OFFLINE.items():
-        options = OfflineOptions()
-        setattr(options, name, value)
+        options = sampling(**{name: value})
         assert sentence in refusal(check_sampling, options, 32, {"max_position_embeddings": 10**6})
-    options = OfflineOptions(max_tokens=480)
+    options = sampling(max_tokens=480)
     check_sampling(options, 32, {"max_position_embeddings": 512})
     check_sampling(options, 10**9, {})
     assert "together exceed the model's context of 511" in refusal(
@@ -134,7 +137,7 @@ def test_sampling_offline_is_checked_too():
     )
     assert "--prompt-max-length is 0" in refusal(check_sampling, options, 0, {})
     for seed, top_p, temperature, ratio in ((0, 1.0, 0.0, 0.001), (2**32 - 1, 0.001, 2.0, 0.999)):
-        check_sampling(OfflineOptions(seed=seed, top_p=top_p, temperature=temperature, vllm_gpu_ratio=ratio), 1, {})
+        check_sampling(sampling(seed=seed, top_p=top_p, temperature=temperature, vllm_gpu_ratio=ratio), 1, {})
 
 
 @pytest.mark.parametrize("words", [["--offload=optimizer"], ["--offload=parameters"], ["--vllm-sleep-level=1"]])
