@@ -1,21 +1,25 @@
 """Mutates modules and counts which mutants the unit tests notice: `python scripts/mutation.py [MODULE ...]`.
 
 A mutant is one small change of meaning in one place: another comparison or operator, a constant, a condition, `min` for
-`max`, no `not`, None for what is returned, a keyword left out of a call. For each the tests that import the module run
-in a temporary copy of the tree, until one fails or the time is over. What was noticed stands in --out and is not
-done again, survivors are; a table by module and the survivors end the output.
+`max`, no `not`, None for what is returned, a call or a keyword of one left out. For each the tests that import the
+module (of --tests, if given) run in a temporary copy of the tree, the fastest files first, until one fails or the time
+is over. They run in a fork of this process, which has imported what they take from other packages, so that a mutant
+costs its tests and no more. What was noticed stands in --out and is not done again, survivors are; a table by module
+and the survivors end the output.
 """
 
 import argparse
 import ast
-import copy
+import contextlib
+import importlib
 import json
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -29,6 +33,9 @@ COMPARED = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, 
 COMPARED |= {ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}
 COMPUTED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
 COMPUTED |= {ast.And: ast.Or, ast.Or: ast.And, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr, ast.Pow: ast.Mult}
+OWN = ("actors", "learners", "scripts", "tasks", "tests", "train", "conftest")
+ASSERTED = ("frozen", "strict")  # of dataclass and zip: they say what holds, as an assert does
+NOT_AHEAD = ("deepspeed", "oat", "vllm")  # actors/runtime.py says how these are imported
 NAMED = {"min": "max", "max": "min", "sum": "mean", "mean": "sum", "any": "all", "all": "any", "ceil": "floor"}
 
 
@@ -44,6 +51,10 @@ def changes(node: ast.AST):
         yield "no minus", ast.UAdd(), "op"
     elif isinstance(node, ast.Constant) and type(node.value) in (bool, int, float):
         yield "constant", not node.value if isinstance(node.value, bool) else node.value + 1, "value"
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value and " " not in node.value:
+        yield "constant", node.value + "x", "value"
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield "no call", ast.Constant(None), "value"
     elif isinstance(node, ast.Return) and ast.unparse(node) not in ("return", "return None"):
         yield "return", ast.Constant(None), "value"
     elif isinstance(node, (ast.If, ast.IfExp)):
@@ -52,7 +63,7 @@ def changes(node: ast.AST):
         yield "name", NAMED[node.id], "id"
     elif isinstance(node, ast.Attribute) and node.attr in NAMED:
         yield "name", NAMED[node.attr], "attr"
-    elif isinstance(node, ast.Call) and node.keywords:
+    elif isinstance(node, ast.Call) and node.keywords and node.keywords[0].arg not in ASSERTED:
         yield "keyword", node.keywords[1:], "keywords"
 
 
@@ -60,14 +71,18 @@ def mutants(source: str):
     """(what, where, mutated source), in the order of the file."""
     tree = ast.parse(source)
     notes = [getattr(node, field, None) for node in ast.walk(tree) for field in ("annotation", "returns")]
-    of_types = {id(inner) for note in notes if note is not None for inner in ast.walk(note)}
-    for index, node in enumerate(ast.walk(tree)):
-        for what, value, field in changes(node) if id(node) not in of_types else ():
-            mutated = copy.deepcopy(tree)
-            place = next(other for i, other in enumerate(ast.walk(mutated)) if i == index)
-            setattr(place, field, value)
-            line = source.splitlines()[node.lineno - 1].strip()
-            yield f"{what} {node.lineno}:{node.col_offset}", line, ast.unparse(ast.fix_missing_locations(mutated))
+    left = {id(inner) for note in notes if note is not None for inner in ast.walk(note)}
+    told = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg in ASSERTED]
+    told += [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    left |= {id(node.value) for node in told}  # docstrings too
+    left |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in list(ast.walk(tree)):
+        for what, value, field in list(changes(node)) if id(node) not in left else ():
+            before = getattr(node, field)
+            setattr(node, field, value)
+            mutated = ast.unparse(ast.fix_missing_locations(tree))
+            setattr(node, field, before)
+            yield f"{what} {node.lineno}:{node.col_offset}", source.splitlines()[node.lineno - 1].strip(), mutated
 
 
 def tests_of(module: str) -> list[str]:
@@ -92,15 +107,74 @@ def tests_of(module: str) -> list[str]:
     return sorted(name.replace(".", "/") + ".py" for name in found if name.startswith("tests.test_"))
 
 
-def is_noticed(copy_of: Path, tests: list[str], seconds: float) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    environment = os.environ | {"HYPOTHESIS_MAX_EXAMPLES": "25", "PYTHONDONTWRITEBYTECODE": "1"}
-    try:
-        return (
-            subprocess.run(command, cwd=copy_of, env=environment, capture_output=True, timeout=seconds).returncode != 0
-        )
-    except subprocess.TimeoutExpired:
-        return True
+class Fastest:
+    """A pytest plugin: notes the seconds of every test, and runs first what took least, file by file."""
+
+    def __init__(self, seconds: dict[str, float]):
+        self.seconds, self.files = seconds, Counter()
+        for test, took in seconds.items():
+            self.files[test.split("::")[0]] += took
+
+    def pytest_collection_modifyitems(self, items):
+        items.sort(key=lambda item: (self.files[item.nodeid.split("::")[0]], self.seconds.get(item.nodeid, 0.0)))
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+
+def outcome(tree: Path, tests: list[str], limit: float, seconds: dict[str, float], told: Path | None = None) -> str:
+    """ "green", "red" or "too slow", of the tests in a fork; there `told` gets each test's seconds, and what was
+    imported."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            os.setsid()
+            os.chdir(tree)
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(nowhere, stream)
+            os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
+            sys.path[:] = [
+                str(tree),
+                *(path for path in sys.path if path not in ("", str(ROOT), str(ROOT / "scripts"))),
+            ]
+            for name in [name for name in sys.modules if name.split(".")[0] in OWN]:
+                del sys.modules[name]
+            import pytest
+
+            plugin = Fastest(seconds)
+            code = pytest.main(["-x", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", *tests], [plugin])
+            if told is not None:
+                told.write_text(json.dumps([plugin.seconds, list(sys.modules)]))
+        os._exit(code)
+    ends, status = time.monotonic() + limit, (0, 0)
+    while status[0] == 0 and time.monotonic() < ends:
+        time.sleep(0.01)
+        status = os.waitpid(child, os.WNOHANG)
+    with contextlib.suppress(ProcessLookupError):  # what its tests started too
+        os.killpg(child, signal.SIGKILL)
+    if status[0] == 0:
+        os.waitpid(child, 0)
+        return "too slow"
+    return "red" if status[1] else "green"
+
+
+def look_at(tree: Path, module: str, tests: list[str], limit: float) -> dict[str, float]:
+    """The seconds of each of a module's tests, as they are; imports ahead what they take from other packages.
+
+    Raises:
+        UsageError: one fails, or they take too long.
+    """
+    told = tree.with_name("told.json")
+    is_green = outcome(tree, tests, limit, {}, told) == "green"
+    require(is_green, f"the tests of {module} fail as they are, or take over --seconds; mend or raise it.")
+    seconds, imported = json.loads(told.read_text())
+    for name in imported:
+        if name.split(".")[0] not in (*OWN, *NOT_AHEAD):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+    return seconds
 
 
 def main() -> int:
@@ -108,10 +182,11 @@ def main() -> int:
     parser.add_argument(
         "modules", nargs="*", help="files such as tasks/boxed.py (default: all of learners/ and tasks/)"
     )
-    parser.add_argument("--sample", type=int, default=0, help="so many of them, drawn from a fixed seed")
+    parser.add_argument("--sample", type=int, default=0, help="so many of each module's, drawn from a fixed seed")
     parser.add_argument(
         "--seconds", type=float, default=120.0, help="for the tests of one mutant; over time is noticed"
     )
+    parser.add_argument("--tests", nargs="+", help="of the files that import a module these alone")
     parser.add_argument("--out", type=Path, default=Path("mutation.jsonl"), help="results, one a line")
     options = parser.parse_args()
     modules = options.modules or [
@@ -119,28 +194,34 @@ def main() -> int:
     ]
     for module in modules:
         require((ROOT / module).is_file(), f"{module} is no file of this project; name one such as tasks/boxed.py.")
-    untested = [module for module in modules if not tests_of(module) and (ROOT / module).stat().st_size]
+    tests = {module: tests_of(module) for module in modules}
+    if options.tests:
+        tests = {module: [test for test in found if test in options.tests] for module, found in tests.items()}
+    untested = [module for module in modules if not tests[module] and (ROOT / module).stat().st_size]
     print("no unit test imports:", *untested) if untested else None
     modules = sorted(set(modules) - set(untested))
-    todo = [(module, *mutant) for module in modules for mutant in mutants((ROOT / module).read_text())]
-    if options.sample:
-        todo = random.Random(0).sample(todo, min(options.sample, len(todo)))
+    todo = []
+    for module in modules:
+        found = [(module, *mutant) for mutant in mutants((ROOT / module).read_text())]
+        todo += random.Random(0).sample(found, min(options.sample or len(found), len(found)))
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     done = {(r["module"], r["what"], r["line"]): True for r in map(json.loads, lines) if r["noticed"]}
+    seconds: dict[tuple[str, ...], dict[str, float]] = {}  # by the files that hold a module
     with tempfile.TemporaryDirectory() as folder, options.out.open("a") as out:
         copied = Path(folder) / "tree"
-        shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.safetensors"))
-        for module in sorted({module for module, *_ in todo}):
-            is_red = is_noticed(copied, tests_of(module), options.seconds)
-            require(not is_red, f"the tests of {module} fail as they are, or take over --seconds; mend or raise it.")
+        shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".hypothesis"))
         for number, (module, what, line, source) in enumerate(todo, start=1):
             if (module, what, line) in done:
                 continue
+            own = tuple(tests[module])
+            if own not in seconds:
+                seconds[own] = look_at(copied, module, tests[module], options.seconds)
+            limit = min(options.seconds, 30 + 5 * sum(seconds[own].values()))
             (copied / module).write_text(source)
-            noticed = is_noticed(copied, tests_of(module), options.seconds)
+            tests_are = outcome(copied, tests[module], limit, seconds[own])
             shutil.copy(ROOT / module, copied / module)
-            done[module, what, line] = noticed
-            record = {"module": module, "what": what, "line": line, "noticed": noticed}
+            done[module, what, line] = noticed = tests_are != "green"
+            record = {"module": module, "what": what, "line": line, "noticed": noticed, "tests": tests_are}
             print(json.dumps(record), file=out, flush=True)
             print(f"{number}/{len(todo)} {'noticed ' if noticed else 'SURVIVED'} {module} {what}: {line}", flush=True)
     asked = [(module, what, line) for module, what, line, _ in todo]

@@ -245,6 +245,19 @@ def test_timeouts_are_counted_and_never_remembered():
         grader.close()
 
 
+def test_pairs_are_sent_in_chunks_that_leave_something_for_the_others(pool, monkeypatch):
+    sent, send = [], Worker.send
+    monkeypatch.setattr(
+        Worker, "send", lambda worker, indices, pairs: (sent.append(len(indices)), send(worker, indices, pairs))
+    )
+    assert pool.map([("fine", str(n)) for n in range(100)]) == [float(n) for n in range(100)]
+    assert sent[:2] == [LARGEST_CHUNK, LARGEST_CHUNK] and sum(sent) == 100
+    left = 100
+    for count in sent:
+        assert count == min(-(-left // 4), LARGEST_CHUNK), "a quarter of what is left, for two processes"
+        left -= count
+
+
 def test_processes_that_do_not_start_are_an_error_after_a_few_not_zeros(tmp_path):
     pool = GradingPool(grading_functions.act, workers=1)
     pool.close()

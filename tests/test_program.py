@@ -48,6 +48,7 @@ def test_a_warning_is_said_once_for_a_row_with_one_topic(capsys):
     [
         ([], 256, 1, 512),
         (["--rollout-batch-size=16"], 30, 2, 64),  # 16 x 8 responses on two engines
+        (["--rollout-batch-size=16"], 43, 3, 43),  # 128 on three: none has to wait
         (["--rollout-batch-size=16", "--eval-n=32", "--eval-temperature=0.6"], 30, 4, 240),  # 30 x 32 are evaluated
         (["--rollout-batch-size=16", "--eval-n=32", "--eval-temperature=0.6", "--eval-steps=0"], 30, 4, 32),
         (["--rollout-batch-size=16", "--eval-n=32", "--eval-temperature=0.6"], 30, 1, 512),

@@ -151,6 +151,58 @@ def test_tally_averages_over_everything_that_was_added():
     assert tally.result() == {"a": 3.0, "b": 2.5, "largest": 2.0, "smallest": -1.0}
 
 
+def means_of(**changes: float) -> dict[str, float]:
+    """Moments of two engines that differ, as a tally gives them."""
+    moments = {
+        "weight": 1.0, "weight^2": 1.25, "pi": 0.5, "mu": 0.4, "pi^2": 0.5, "mu^2": 0.32, "pi mu": 0.3,
+        "seq log_ratio^2": 0.5, "seq weight": 1.0, "seq weight^2": 2.0, "length": 3.0, "length^2": 13.0,
+        "length log_ratio": 1.0,
+    }  # fmt: skip
+    return {"mismatch/seq_log_ratio_mean": 0.5} | {f"moment/{k}": v for k, v in (moments | changes).items()}
+
+
+def test_metrics_of_moments_by_hand():
+    """Var pi = 1/4, var mu = 4/25, cov = 1/10; var length = 4, cov(length, log ratio) = -1/2; var log ratio = 1/4."""
+    expected = {
+        "chi2_token": 0.25, "chi2_seq": 1.0, "ess_token": 0.8, "ess_seq": 0.5, "pearson": 0.1 / (0.5 * 0.4),
+        "seq_log_ratio_mean": 0.5, "seq_log_ratio_std": 0.5, "seq_log_ratio_slope": -125.0,
+    }  # fmt: skip
+    assert derive(means_of()) == pytest.approx({f"mismatch/{name}": value for name, value in expected.items()})
+
+
+def test_where_there_is_nothing_to_divide_by_there_is_no_number():
+    """Equal lengths have no slope, equal probabilities no correlation, weights out of range no sample size."""
+    nothing = lambda **moments: {k.removeprefix("mismatch/") for k, v in derive(means_of(**moments)).items() if v != v}
+    assert nothing() == set()
+    assert nothing(**{"length^2": 9.0}) == nothing(**{"length^2": 8.999}) == {"seq_log_ratio_slope"}
+    assert nothing(**{"pi^2": 0.25}) == nothing(**{"mu^2": 0.159}) == {"pearson"}
+    assert nothing(**{"weight^2": math.inf}) == {"ess_token"}
+    assert nothing(**{"seq weight^2": math.inf}) == {"ess_seq"}
+    assert nothing(**{"weight^2": math.inf, "seq weight^2": math.inf}) == {"ess_token", "ess_seq"}
+    assert derive(means_of(**{"seq log_ratio^2": 0.2499}))["mismatch/seq_log_ratio_std"] == 0.0, "rounded below 0"
+    assert derive(means_of(**{"length^2": 9.5}))["mismatch/seq_log_ratio_slope"] == pytest.approx(-1000.0)
+
+
+def test_what_lies_outside_the_mask_is_never_read_and_no_gradient_is_kept():
+    pi, mu, mask = batch(4)
+    clean, with_junk = Tally(), Tally()
+    measure(clean, pi, mu, mask)
+    junk = torch.full_like(pi, math.nan)
+    measure(with_junk, pi.where(mask, junk).requires_grad_(), mu.where(mask, junk), mask)
+    assert with_junk.whole() == clean.whole()
+    counts = clean.whole()["counts"]
+    assert counts["mismatch/kl_k3"] == mask.sum() and counts["mismatch/ppl_ratio"] == len(mask)
+
+
+def test_a_tally_is_whole_to_the_last_bit_of_fp64():
+    tally = Tally()
+    tally.add("count", torch.tensor(1.0), count=2**24 + 1)
+    tally.maximum("third", torch.tensor([1 / 3], dtype=torch.float64))
+    tally.add("third", torch.tensor([1 / 3], dtype=torch.float64))
+    whole = tally.whole()
+    assert (whole["counts"]["count"], whole["maxima"]["third"], whole["sums"]["third"]) == (2**24 + 1, 1 / 3, 1 / 3)
+
+
 def test_rollout_batch_places_everything_where_it_belongs():
     long = {"prompt_ids": [5, 6], "response_ids": [7, 8, 9], "response_logprobs": [-0.1, -0.2, -0.3]}
     short = {"prompt_ids": [4], "response_ids": [3], "response_logprobs": [-2.0]}

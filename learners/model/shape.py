@@ -48,6 +48,7 @@ def shape_of(config: Config) -> ModelShape:
         UsageError: there is no such model, or transformers cannot build it.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError  # how transformers finds a value of another type
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from learners.model.lora import add_adapters
@@ -63,7 +64,7 @@ def shape_of(config: Config) -> ModelShape:
             whole = sum(p.numel() for p in model.parameters())
             if config.lora.lora_rank > 0:
                 add_adapters(model, config.lora)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         what = f"--model {config.model.model} cannot be built from its config.json ({first_line(error)})"
         raise UsageError(f"{what}; choose another model.") from error
     names = dict(model.named_parameters())

@@ -1,8 +1,15 @@
-"""A file of one JSON object a line that survives a kill and a full disk."""
+"""Files that survive a kill and a full disk: one that appears whole, and one of a JSON object a line."""
 
 import contextlib
 import json
 from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it: whoever reads sees what was there before or all of the content."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_bytes(content)
+    beside.replace(path)
 
 
 class JsonLines:
@@ -18,9 +25,7 @@ class JsonLines:
         self.records = [record for record in read(path) if keep(record)] if path.exists() else []
         lines = b"".join(_line(record) for record in self.records)
         if path.exists() and path.read_bytes() != lines:
-            rewritten = path.with_name(path.name + ".new")
-            rewritten.write_bytes(lines)
-            rewritten.replace(path)
+            write_whole(path, lines)
         self._size = len(lines)
 
     def append(self, record: dict) -> str | None:

@@ -14,6 +14,7 @@ from pyarrow import parquet
 from torch import Tensor
 
 from learners.options.config import Config
+from learners.record.json_lines import write_whole
 from learners.record.run_files import ROLLOUTS
 
 SCHEMA = pyarrow.schema(
@@ -46,12 +47,12 @@ def write_rollouts(config: Config, folder: Path, step: int, batch, log_pi: Tenso
     parquet.write_table(pyarrow.table(columns, schema=SCHEMA), partial)
     os.replace(partial, file)
     of_all, own = folder / "claims.json", file.with_name(f"{file.name}.claims.json")
-    said = json.dumps(claims_of(config)) + "\n"
+    said = f"{json.dumps(claims_of(config))}\n".encode()
     own.unlink(missing_ok=True)
     if not of_all.exists():
-        of_all.write_text(said)
-    elif of_all.read_text() != said:
-        own.write_text(said)
+        write_whole(of_all, said)
+    elif of_all.read_bytes() != said:
+        write_whole(own, said)
 
 
 def claims_of(config: Config) -> dict:

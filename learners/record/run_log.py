@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from learners.options.config import Config
-from learners.record.json_lines import JsonLines
+from learners.record.json_lines import JsonLines, write_whole
 from learners.record.rollout_log import drop_later
 from learners.record.run_files import CHECKPOINTS, CONFIG, METRICS, PLOT, SAMPLES, SUMMARY
 from learners.record.sanity import sanity_passed
@@ -98,7 +98,7 @@ class RunLog:
         self.max_steps: int | None = None
         self.steps_per_epoch: int | None = None
         described = config.to_dict() | {"environment": describe_environment()} | (notes or {})
-        (self.folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+        write_whole(self.folder / CONFIG, f"{json.dumps(described, indent=2)}\n".encode())
         (self.folder / SUMMARY).unlink(missing_ok=True)
         self._metrics = JsonLines(self.folder / METRICS, lambda record: record["step"] <= resumed["steps_done"])
         self._samples = JsonLines(self.folder / SAMPLES, lambda record: record["step"] <= resumed["sampled"])
@@ -196,7 +196,7 @@ class RunLog:
         if self._bar is not None:
             self._bar.close()
         summary = self._summary(status, skipped_updates)
-        (self.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        write_whole(self.folder / SUMMARY, f"{json.dumps(summary, indent=2)}\n".encode())
         if self.history:
             from learners.record.plots import draw_run
 

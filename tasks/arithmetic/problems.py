@@ -37,6 +37,12 @@ def draw(rng: random.Random, level: int) -> Problem:
     return Problem(f"{first}+{second}=", str(first + second), level)
 
 
+def questions_of(level: int) -> int:
+    """How many different questions there are of a level, in both splits."""
+    first, second = LEVELS[level]
+    return 9 * 10 ** (first - 1) * 9 * 10 ** (second - 1) * (1 if first == second else 2)
+
+
 def generate(count: int, seed: int, split: str = "train", levels: tuple[int, ...] = EMBEDDED_LEVELS) -> list[Problem]:
     """Generate ``count`` different problems of one split, the levels in equal shares.
 
@@ -53,6 +59,9 @@ def generate(count: int, seed: int, split: str = "train", levels: tuple[int, ...
         raise ValueError(f"split is 'train' or 'test', not {split!r}")
     if unknown := set(levels) - set(LEVELS):
         raise ValueError(f"no such level: {sorted(unknown)}; there are {sorted(LEVELS)}")
+    too_many = f"the levels {levels} hold fewer than {count} different {split} problems; ask for fewer"
+    if count > len(levels) * min(map(questions_of, levels)):  # said at once: drawing would go on for hours
+        raise ValueError(too_many)
     rng = random.Random(f"{seed}/{split}")
     problems: dict[str, Problem] = {}
     draws = 0
@@ -62,5 +71,5 @@ def generate(count: int, seed: int, split: str = "train", levels: tuple[int, ...
             problems.setdefault(problem.question, problem)
         draws += 1
         if draws > 100 * count + 1000:
-            raise ValueError(f"the levels {levels} hold fewer than {count} different {split} problems; ask for fewer")
+            raise ValueError(too_many)
     return list(problems.values())
