@@ -5,7 +5,7 @@ two. Every layer reads the stream through an RMS norm, which divides by its size
 function as before, in a dtype that has the range for it. BF16 and FP32 have; FP16's largest number is 65,504. Real
 models have such numbers too ("massive activations", arXiv 2402.17762). A negative power makes the stream small, and the
 gradients that go through it as much larger: its activations fit FP16, and its gradients do not, at a loss scale that
-serves other models. docs/fp16-limits.md shows what becomes of the large one.
+serves other models. docs/fp16-limits.md shows what becomes of both.
 """
 
 import sys
