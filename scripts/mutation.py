@@ -102,7 +102,7 @@ def tests_of(module: str) -> list[str]:
             if any(line in text for line in lines):
                 found.add(name)
         wanted |= {name for name in found if not name.startswith("tests.")}
-        if any(name.startswith("tests.test_") for name in found):
+        if nearness > 0 and any(name.startswith("tests.test_") for name in found):
             break
     return sorted(name.replace(".", "/") + ".py" for name in found if name.startswith("tests.test_"))
 

@@ -9,6 +9,7 @@ import torch
 from learners.objectives import OBJECTIVES, RECIPES, REJECTIONS, defaults
 from learners.objectives.advantages import group_std
 from learners.objectives.batch import finite_exp
+from learners.objectives.weights import importance_weight
 from tests.conftest import ROOT
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": 0.0}  # arXiv 1707.06347; dual clip off (1912.09729)
@@ -141,3 +142,13 @@ def test_a_spread_is_never_divided_by_0():
     spread = 1e-8 / 2**0.5
     assert group_std(small, 2)[:2].tolist() == pytest.approx([-0.5e-8 / (spread + 1e-8), 0.5e-8 / (spread + 1e-8)])
     assert group_std(small, 2)[2:].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5], rel=1e-7)
+
+
+def test_a_weight_at_its_bound_is_within():
+    at, above = torch.zeros(1, 1), torch.full((1, 1), 1e-3)
+    for limit in ({"tis_cap": 1.0}, {"mis_cap": 1.0}, {"icepop_low": 1.0, "icepop_high": 1.0}):
+        for log_weight, changed in ((at, 0.0), (above, 1.0)):
+            weight, statistics = importance_weight("token", log_weight, log_weight_clamp=0.0, **limit)
+            told = next(value for name, value in statistics.items() if name.endswith("fraction"))
+            assert told.item() == changed
+            assert weight.item() == (1.0 if not changed or "tis_cap" in limit else 0.0)
