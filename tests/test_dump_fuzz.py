@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from scripts.doctor import Arguments, main
+from scripts.parts import dump_formats
 from scripts.parts.dump import OF_A_ROW, TOKENS
+from scripts.parts.dump_reading import read
 from tasks.errors import UsageError
+from tests import test_dumps as dumps
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 COLUMNS = (*TOKENS, "prompt_ids", *OF_A_ROW)
@@ -139,3 +142,18 @@ def test_a_spoilt_dump_is_refused_in_a_sentence_or_read(seed, tmp_path, capsys):
     sentence = refusal(seed, tmp_path, capsys)
     assert "\n" not in sentence
     assert not sentence or (len(sentence) > 30 and not (tmp_path / "out").exists())
+
+
+def test_what_is_larger_than_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = dumps.table(tmp_path / "large.parquet", dumps.rows() * 1000)
+    monkeypatch.setattr(dump_formats, "free_memory", lambda: 10_000)
+    assert "give fewer files" in dumps.refusal(path)
+    assert "give fewer files" in dumps.refusal(dumps.lines(tmp_path / "large.jsonl", dumps.rows() * 1000))
+
+
+def test_a_format_can_be_named(tmp_path):
+    ours_under_their_names = dumps.prime_rl(0) | dumps.rows()[0]
+    path = dumps.lines(tmp_path / "both.jsonl", [ours_under_their_names])
+    assert read([path], {}).log_mu.tolist() == dumps.MU[0]
+    assert read([path], {}, "plain").response_ids.tolist() == dumps.IDS[0]
+    assert "writes tensors" in dumps.refusal(path, form="verl")

@@ -15,7 +15,6 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from scripts.parts import dump_formats
 from scripts.parts.dump_reading import read
 from tasks.errors import UsageError
 from tests.conftest import ROOT
@@ -393,18 +392,3 @@ def test_what_will_not_do_is_refused_in_a_sentence(tmp_path):
     good = lines(tmp_path / "good.jsonl", rows())
     (tmp_path / "good.jsonl.claims.json").write_text("{")
     assert "no JSON" in refusal(good)
-
-
-def test_what_is_larger_than_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    path = table(tmp_path / "large.parquet", rows() * 1000)
-    monkeypatch.setattr(dump_formats, "free_memory", lambda: 10_000)
-    assert "give fewer files" in refusal(path)
-    assert "give fewer files" in refusal(lines(tmp_path / "large.jsonl", rows() * 1000))
-
-
-def test_a_format_can_be_named(tmp_path):
-    ours_under_their_names = prime_rl(0) | rows()[0]
-    path = lines(tmp_path / "both.jsonl", [ours_under_their_names])
-    assert read([path], {}).log_mu.tolist() == MU[0]
-    assert read([path], {}, "plain").response_ids.tolist() == IDS[0]
-    assert "writes tensors" in refusal(path, form="verl")

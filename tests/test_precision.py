@@ -217,7 +217,6 @@ def test_what_else_is_filled_in():
     assert resolved("embedded").model_path.endswith("tasks/arithmetic/checkpoint")
     assert resolved("somebody/a-model").model_path == "somebody/a-model"
     assert resolved(resolved("embedded").model_path).training.max_steps == 60, "the embedded model by its path"
-    assert [resolved("embedded", vllm_sleep_level=level).sleeps for level in (0, 1, 2)] == [False, True, True]
 
 
 def test_the_processes_that_a_plan_asks_about():

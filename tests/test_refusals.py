@@ -81,7 +81,7 @@ REFUSED = {
     # objective
     "a rejection twice": ("--reject k3 k3", "--reject names one twice"),
     "objective and threshold": ("--clip-low 0.1", "--clip-low is not used by --objective pg-seq-is; leave it out"),
-    "a rejection's band without it": ("--reject k3 veto --geo-low 2", "nor by --reject veto; add --reject geo, or leave it out"),
+    "a rejection's band without it": ("--reject k3 veto --geo-low 2", "nor by --reject veto; add --reject geo, or"),
     "a cap of nothing": ("--reject m2po --m2-cap 0", "--m2-cap is 0; it must be greater than 0"),
     "a ratio below 0": ("--objective cispo --clip-low 1.1", "--clip-low is 1.1; a ratio is never below 0"),
     "dual clip below 1": ("--objective grpo --dual-clip 0.5", "--dual-clip is 0.5; it must be above 1"),
@@ -154,7 +154,11 @@ REFUSED = {
     "a word for a number": ("", "RANK is 'three', which is no whole number", {"RANK": "three"}),
     "two launchers": ("", "contradicts Slurm's task 1 of 2", {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}),
 }  # fmt: skip
-ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"} | {
+    "LOCAL_WORLD_SIZE": None,
+    "SLURM_STEP_NUM_TASKS": None,
+    "TORCHELASTIC_RUN_ID": None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +316,9 @@ def test_a_threshold_is_above_0_where_it_is_used_and_refused_where_it_is_not(thr
             assert below == f"{flag(threshold)} is -0.5; it must be greater than 0."
     for value in (0.0, 0.5, 2.0):
         unused = refusal_of(objective="reinforce", **{threshold: value})
-        assert unused == f"{flag(threshold)} is not used by --objective reinforce; leave it out."
+        users = " ".join(f"--reject {name}" for name, made in REJECTIONS.items() if threshold in made.thresholds)
+        remedy = f"add {users}, or leave it out" if users else "leave it out"
+        assert unused == f"{flag(threshold)} is not used by --objective reinforce; {remedy}."
 
 
 # ------------------------------------------------------------------------------------------- what may change, going on

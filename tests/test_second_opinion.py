@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from scripts.parts.dump import Dump
+from learners.diagnosis.dump import Dump
 from scripts.parts.second_opinion import first_responses, opinions
 from tasks.arithmetic.model import CHECKPOINT, build_tokenizer
 from tasks.errors import UsageError

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,9 +115,9 @@ def test_a_steps_rollouts_and_what_they_claim_appear_whole(tmp_path, named, conf
 
     assert parquet.read_table(folder / files[2]).to_pylist() == [
         {"prompt_ids": [0, 1], "response_ids": [2, 3], "log_mu": [-1.0, -2.0], "log_pi": [-0.5, -1.0], "reward": 1.0,
-         "group": 0, "step": 8},
+         "group": 448, "step": 8},
         {"prompt_ids": [4], "response_ids": [5, 6], "log_mu": [-3.0, -4.0], "log_pi": [-1.5, -2.0], "reward": 0.0,
-         "group": 0, "step": 8},
+         "group": 448, "step": 8},
     ]  # fmt: skip
 
 
@@ -230,8 +231,7 @@ def test_which_checkpoint_a_run_goes_on_from(tmp_path):
 def test_a_manifest_that_says_something_else_is_damage(tmp_path):
     Checkpoints(tmp_path, keep=1).write(name_of(1), some_files("a"))
     checkpoint = tmp_path / name_of(1)
-    verify(checkpoint)
+    assert verify(checkpoint) is None
     for content in ("[]", '{"files": 1}', '{"files": {"a": {}}}', "{}"):
         (checkpoint / "manifest.json").write_text(content)
-        with pytest.raises(folders.DamagedError, match=r"is incomplete: manifest.json cannot be read \(\w+Error\)"):
-            verify(checkpoint)
+        assert re.search(r"is incomplete: manifest.json cannot be read \(\w+Error\)\.$", verify(checkpoint))
