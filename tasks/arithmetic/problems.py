@@ -37,12 +37,6 @@ def draw(rng: random.Random, level: int) -> Problem:
     return Problem(f"{first}+{second}=", str(first + second), level)
 
 
-def questions_of(level: int) -> int:
-    """How many different questions there are of a level, in both splits."""
-    first, second = LEVELS[level]
-    return 9 * 10 ** (first - 1) * 9 * 10 ** (second - 1) * (1 if first == second else 2)
-
-
 def generate(count: int, seed: int, split: str = "train", levels: tuple[int, ...] = EMBEDDED_LEVELS) -> list[Problem]:
     """Generate ``count`` different problems of one split, the levels in equal shares.
 
@@ -60,7 +54,8 @@ def generate(count: int, seed: int, split: str = "train", levels: tuple[int, ...
     if unknown := set(levels) - set(LEVELS):
         raise ValueError(f"no such level: {sorted(unknown)}; there are {sorted(LEVELS)}")
     too_many = f"the levels {levels} hold fewer than {count} different {split} problems; ask for fewer"
-    if count > len(levels) * min(map(questions_of, levels)):  # said at once: drawing would go on for hours
+    each = [81 * 10 ** (sum(LEVELS[level]) - 2) * len(set(LEVELS[level])) for level in levels]  # different questions
+    if count > len(levels) * min(each):  # said at once: drawing would go on for hours
         raise ValueError(too_many)
     rng = random.Random(f"{seed}/{split}")
     problems: dict[str, Problem] = {}
