@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import traceback
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -21,22 +22,25 @@ from learners.record.tally import Tally
 
 def _work(work, rank, count, folder, queue):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/meet", count), rank=rank, world_size=count)
     try:
-        queue.put((rank, work(rank), ""))
+        store = dist.FileStore(f"{folder}/meet", count)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
+        queue.put((rank, cloudpickle.loads(work)(rank), ""))
     except BaseException:
         queue.put((rank, None, traceback.format_exc()))
     dist.destroy_process_group()
 
 
 def on_processes(count: int, work, folder) -> list:
-    """What ``work(rank)`` returns in each of so many processes, by rank."""
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
+    """What ``work(rank)`` returns in each of so many processes, by rank; they are forked from one that has nothing but
+    the imports: this one may have threads by now, or a process group of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_collecting", "tests.test_updater"])
+    queue, work = context.Queue(), cloudpickle.dumps(work)
     started = [context.Process(target=_work, args=(work, rank, count, folder, queue)) for rank in range(count)]
     for process in started:
         process.start()
-    results = sorted((queue.get(timeout=60) for _ in started), key=lambda told: told[0])
+    results = sorted((queue.get(timeout=120) for _ in started), key=lambda told: told[0])
     for process in started:
         process.join(10)
     assert not any(error for *_, error in results), "".join(error for *_, error in results)
