@@ -210,7 +210,7 @@ def show(rows: Sequence[dict]) -> None:
 
 
 def draw(rows: Sequence[dict], names: Sequence[str], model: str):
-    """Relative error against length, a line for each estimator and dtype, in panels of five; sampling noise in grey.
+    """Relative error against length, a line for each estimator and dtype, in panels of five; sampling noise dotted.
 
     Args:
         names: of estimators, without thresholds; each is drawn at the first recipe's.
@@ -240,11 +240,11 @@ def draw(rows: Sequence[dict], names: Sequence[str], model: str):
                     axis.annotate(f"{place:.0f}", (place, noise), (4, 6), textcoords="offset points", fontsize=8)
         noises = [r for r in rows if r["estimator"] == labels[members[0]]]
         noises = {n: np.mean([r["sampling_noise"] for r in noises if r["length"] == n]) for n in x}
-        axis.plot(noises.keys(), noises.values(), color="#9a9a9a", linewidth=5, alpha=0.5, zorder=0)
+        axis.plot(noises.keys(), noises.values(), ":", color="black", linewidth=1, zorder=0)
         axis.annotate(
             "sampling noise of the batch", (x[0], noises[x[0]]), (0, 6), textcoords="offset points", fontsize=8
         )
-        axis.set(xscale="log", yscale="log", xlabel="length of the responses (tokens)")
+        axis.set(xscale="log", yscale="log", xlabel="first tokens of each response, up to")
         axis.set_xticks(x, [f"{n:,.0f}" for n in x])
         axis.minorticks_off()
         lines = [
@@ -254,9 +254,10 @@ def draw(rows: Sequence[dict], names: Sequence[str], model: str):
         axis.legend(handles=lines, loc="upper left", bbox_to_anchor=(0, -0.13), ncols=3)
     dtypes = dict.fromkeys(row["dtype"] for row in rows)
     keys = [style.pyplot.Line2D([], [], color="black", linestyle=style.LINES[d], label=d.upper()) for d in dtypes]
-    keys.append(
-        style.pyplot.Line2D([], [], color="black", marker="x", linestyle="", label="reaches the noise (tokens)")
-    )
+    if any(crossed[dtype][labels[name]] is not None for dtype in dtypes for name in names):
+        keys.append(
+            style.pyplot.Line2D([], [], color="black", marker="x", linestyle="", label="reaches the noise (tokens)")
+        )
     made.legend(handles=keys, loc="outside lower right", ncols=4)
     axes[0, 0].set_ylabel("|gradient - exact gradient| / |exact gradient|")
     made.suptitle(f"Each estimator's gradient beside the one without mismatch: {model}")
