@@ -67,6 +67,6 @@ def test_ids_are_of_the_problem_and_not_of_its_place():
 def test_the_authors_copies_of_the_benchmarks_are_read(name):
     path = next((p for p in (ROOT.parent / "shared", ROOT / "shared") if p.exists()), ROOT) / f"data/eval/{name}.jsonl"
     if not path.exists():
-        pytest.skip("the authors' files are not here")
+        pytest.skip("the authors' files are not here")  # nor in the repository: they are theirs
     rows = path.read_text().splitlines()
     assert len(load_benchmark(str(path), *COLUMNS).examples) == len(rows)

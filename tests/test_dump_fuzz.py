@@ -83,7 +83,7 @@ def spoilt_parquet(path, rng) -> None:
         kind, name = rng.choice(TYPES), rng.choice(COLUMNS)
         try:
             columns[name] = columns[name].cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # no such cast: nothing of that type is spoilt too
             columns[name] = pa.nulls(len(records), kind)
     if rng.random() < 0.3:
         columns[HOSTILE] = columns.pop(rng.choice(COLUMNS))
