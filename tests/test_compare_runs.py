@@ -111,6 +111,20 @@ def test_labels_do_not_name_what_a_rejection_brings_with_it(tmp_path):
     assert [g.label for g in groups] == ["reject geo", "reject nothing"]
 
 
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        (["--lr-scheduler=constant", "--lr-warmup-ratio=0"], [""]),
+        (["--lr-scheduler=constant", "--lr-warmup-ratio=0.1"], ["max_steps 20", "max_steps 40"]),
+        (["--lr-scheduler=linear", "--lr-warmup-ratio=0"], ["max_steps 20", "max_steps 40"]),
+    ],
+)
+def test_how_long_a_run_goes_on_is_named_where_its_steps_depend_on_it(tmp_path, options, labels):
+    for steps in (20, 40):
+        write_run(tmp_path / str(steps), *options, f"--max-steps={steps}", rewards=[0.5])
+    assert [g.label for g in group_runs(find_runs([tmp_path]))] == labels
+
+
 def test_sides_in_different_dtypes_are_a_dtype_of_their_own(tmp_path):
     run = Run.read(write_run(tmp_path / "mixed", "--train-dtype=bf16", "--sample-dtype=fp32", rewards=[0.5]))
     assert run.dtype == "bf16-train-fp32-sample"
@@ -201,7 +215,8 @@ def test_chosen_quantities_over_steps_alone(tmp_path):
     groups = group_runs(find_runs([tmp_path]))
     for names in (("rejected-geo", "rejected-max-token"), ("rejected_geo", "rejected_max_token")):
         figure = run_figures.draw_curves(groups, (*names, "reward"), ("step",))
-        assert [axis.get_ylabel() for axis in figure.axes] == ["training reward", "geo rejects", "max-token rejects"]
+        rejected = ["share rejected by geo", "share rejected by max-token"]
+        assert [axis.get_ylabel() for axis in figure.axes] == ["training reward", *rejected]
         assert [axis.get_lines()[0].get_ydata().tolist() for axis in figure.axes[1:]] == [[0.25] * 2, [0.5] * 2]
     with pytest.raises(
         UsageError, match=r"--quantities names nothing that these runs recorded: reward, .*rejected-geo"

@@ -11,7 +11,7 @@ from tasks.errors import UsageError
 from tests.conftest import ROOT
 
 ENTRIES = {name: e for name, e in json.loads(reproduce.NUMBERS.read_text()).items() if name != "machine"}
-NAMED = {"matrix", "mismatch", "gradient", "horizon", "dead-zone", "objectives"}
+NAMED = {"matrix", "mismatch", "gradient", "horizon", "dead-zone", "objectives", "narrow-band"}
 
 
 def test_numbers_are_found_by_keys_and_by_rows_that_match():

@@ -37,7 +37,9 @@ QUANTITIES = (
     Quantity("length", "train/response_length", "response length (tokens)"),
     Quantity("clipped", "objective/clip_fraction", "share clipped", share=True),
     *(
-        Quantity(f"rejected-{name}", f"objective/rejected_{name.replace('-', '_')}", f"{name} rejects", share=True)
+        Quantity(
+            f"rejected-{name}", f"objective/rejected_{name.replace('-', '_')}", f"share rejected by {name}", share=True
+        )
         for name in REJECTIONS
     ),
 )

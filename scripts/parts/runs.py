@@ -201,12 +201,19 @@ def _differing_options(runs: Sequence[Run]) -> set[str]:
         families.setdefault((run.objective, run.dtype), []).append(run)
     differing, common = set(), set()
     for family in families.values():
-        for key in set().union(*(run.options for run in family)) - UNLABELLED:
+        unlabelled = UNLABELLED | ({"max_steps"} if all(map(_at_constant_rate, family)) else set())
+        for key in set().union(*(run.options for run in family)) - unlabelled:
             values = [run.options.get(key) for run in family]
             if not key.startswith("wandb") and len({_text(value) for value in values}) > 1:
                 differing.add(key)
                 common |= set() if None in values else {key}
     return common or differing
+
+
+def _at_constant_rate(run: Run) -> bool:
+    """Whether a step is the same however many are to follow."""
+    warm_up = run.options.get("lr_warmup_ratio") or run.options.get("lr_warmup_steps")
+    return run.options.get("lr_scheduler") == "constant" and not warm_up
 
 
 def _text(value) -> str:
