@@ -37,7 +37,7 @@ class Arguments:
     jobs: int = 1
     """runs at a time; the cores are divided among them"""
     extra: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """more options of train.py, for every run, in place of the file's: --extra=--max-steps=2"""
+    """options of train.py for every run, in place of the file's: --extra=--max-steps=2; --extra=--reject= for none"""
     only: tuple[str, ...] = ()
     """of what varies these values alone, as the file writes them: --only dtype=fp16 seed=0,1"""
 
@@ -77,9 +77,13 @@ def run_name(combination: dict[str, str]) -> str:
 
 
 def with_extra(options: list[str], extra: tuple[str, ...]) -> list[str]:
-    """The options, those that ``extra`` names too left out, then ``extra``; and no W&B unless it is asked for."""
+    """The options, those that ``extra`` names too left out, then ``extra``, but for what it gives no value (--reject=).
+
+    And no W&B unless it is asked for.
+    """
     named = {_name(option) for option in extra}
-    made = [option for option in options if _name(option) not in named] + list(extra)
+    made = [option for option in options if _name(option) not in named]
+    made += [option for option in extra if not option.endswith("=")]
     return made if any(_name(option) == "wandb" for option in made) else [*made, "--wandb=disabled"]
 
 

@@ -102,6 +102,7 @@ def test_extra_options_take_the_place_of_the_files():
     made = sweep.with_extra(["--max_steps=60", "--seed=1"], ("--max-steps=2",))
     assert made == ["--seed=1", "--max-steps=2", "--wandb=disabled"]
     assert sweep.with_extra(["--seed=1"], ("--wandb=offline",)) == ["--seed=1", "--wandb=offline"]
+    assert sweep.with_extra(["--reject=geo", "--wandb=offline"], ("--reject=",)) == ["--wandb=offline"]
 
 
 # ------------------------------------------------------------------------------------------------ running
