@@ -63,33 +63,40 @@ class Arguments:
     """folder of the dumps; those that are there are not made again (default: none is kept)"""
 
 
-def trained_weights(arguments: Arguments, rank: int, steps: int) -> dict:
-    """The model after each of a few training steps: number -> weights in FP32, adapters merged."""
+def trained_weights(arguments: Arguments, folder: Path, rank: int, steps: tuple[int, ...]) -> dict:
+    """The model after these training steps, in ascending order: number -> weights in FP32, adapters merged. They are kept
+    beside the dumps."""
+    import torch
+
     import train
     from learners.command_line import parse
 
+    kept = folder / f"weights-{rank}.pt"
+    if kept.exists():
+        return torch.load(kept)
     with tempfile.TemporaryDirectory() as folder:
         rate = ["--learning-rate=1e-3", f"--lora-rank={rank}"] if rank else []
         rate = [f"--model={arguments.model}", *(f"--{option}" for option in arguments.train), *rate]
         usual = ["--eval-steps=0", "--save-every=0", "--wandb=disabled", f"--output-dir={folder}/run"]
-        told = [f"--dtype={arguments.dtype}", f"--seed={arguments.seed}", f"--max-steps={steps}"]
+        told = [f"--dtype={arguments.dtype}", f"--seed={arguments.seed}", f"--max-steps={steps[-1]}"]
         config = parse([*told, *rate, *usual])
         task, prompts, held_out = train.load_task(config)
         train.prepare(config)
-        import torch
-
         from learners.model.weights import whole_weights
         from learners.record.run_log import RunLog, default_folder
 
         learner = train.build(config, task, prompts, held_out, RunLog(config, default_folder(config)))
         made = {}
-        for number in range(1, steps + 1):
+        for number in range(1, steps[-1] + 1):
             learner.learn(learner.collect(number))
             learner.sync_params_to_actors()
             tensors = whole_weights(learner.causal_lm, torch.float32, learner.precision.train)
-            made[number] = {name: tensor.detach().clone() for name, tensor in tensors}
+            if number in steps:
+                made[number] = {name: tensor.detach().clone() for name, tensor in tensors}
         learner.close()
         task.close()
+    torch.save(made, folder / f"_{kept.name}")
+    os.replace(folder / f"_{kept.name}", kept)
     return made
 
 
@@ -138,7 +145,7 @@ def make(arguments: Arguments, folder: Path, wanted: dict) -> Iterator[str]:
     """Make the dumps of some faults; the name of each as soon as its file is there."""
     weights = {}
     if any(fault.scoring.weights != "base" for fault in wanted.values()):
-        steps, adapters = trained_weights(arguments, 0, 4), trained_weights(arguments, 4, 6)
+        steps, adapters = (trained_weights(arguments, folder, *what) for what in ((0, (1, 4)), (4, (6,))))
         weights = {"step 1": steps[1], "step 4": steps[4], "adapter": adapters[6]}
     import torch
 

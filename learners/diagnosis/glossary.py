@@ -24,6 +24,8 @@ MEANINGS = {
     "(likely|unlikely)_up": "share of {} tokens that are likelier by pi",
     "(likely|unlikely)_up_z": "the same less 1/2, in standard errors",
     "(likely|unlikely)_up_squared": "share of {} tokens' squared gap where pi is larger",
+    "line": "likely tokens whose odds FP32 tells",
+    "line_up": "share of them that are likelier by pi",
     "odds_slope": "of the gap in log odds over mu's log odds, likely tokens: a temperature's ratio, less 1",
     "odds_slope_error": "its standard error",
     "odds_explained": "share of the squared gap in log odds that this line explains",

@@ -58,18 +58,23 @@ def _ratio(case: Case) -> tuple[float, float]:
     get = case.get
     slope, error = get("pair_slope", 1.0), get("pair_slope_error")
     pairs = get("pairs")
-    if case.has("pair_residual") and pairs >= 3:
+    if case.has("pair_residual"):
         moved = abs(slope - 1) * get("pair_size")
         residual = get("pair_residual")
         clear = (
             (residual < 0.5 * moved and pairs >= 8)
             or (residual < 0.2 * moved and pairs >= 4)
-            or residual < 0.03 * moved
+            or (residual < 0.03 * moved and get("line_up", float(slope > 1)) == (slope > 1))
         )
         if abs(slope - 1) > max(0.01 if pairs >= 32 else 0.03, 8 * error) and 0.1 < slope < 10 and clear:
             return slope, min(0.98, 0.8 + 0.03 * pairs)
         if pairs >= 4 and abs(slope - 1) + 3 * error < 0.03:
             return 1.0, 0.0  # of any two tokens the odds are the same: not a temperature, whatever the signs say
+    few = get("line_up", 0.5) in (0, 1) and get("odds_explained") > 0.97
+    if few and case.is_beyond_rounding and abs(get("odds_slope")) > 4 * get("odds_slope_error") and (
+        (get("odds_slope") > 0) == get("line_up")
+    ):  # fmt: skip
+        return 1 + get("odds_slope"), 0.75
     if not case.has("likely_up"):
         return 1.0, 0.0
     up, down = get("likely_up"), get("unlikely_up", -1.0)
