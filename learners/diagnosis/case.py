@@ -13,7 +13,7 @@ LEVELS = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "8-bit": "8-bit"}
 # Differences of half-precision logits are multiples of 2^-k; nearly all are with k in these ranges, as the logits of
 # language models with large vocabularies are of 4 to 64, those of models with few tokens of 1 to 16.
 GRIDS = {True: {"bf16": range(0, 5), "fp16": range(5, 10)}, False: {"bf16": range(0, 8), "fp16": range(8, 12)}}
-FEWEST_PAIRS = (6, 3, 16)  # that show BF16; FP16; a size in units of the grid
+FEWEST_PAIRS = (6, 3, 8)  # that show BF16; FP16; a size in units of the grid
 LARGE_VOCABULARY = 1000
 UNITS = (2.5, 9.0)  # of that grid, what rounding moves the log odds by at most: median and nine-tenths quantile
 DIRECTED = 5.0  # standard errors of a share of signs

@@ -145,6 +145,7 @@ def ends(sample: Sample) -> dict[str, float]:
         if at.sum() >= 4 and others.sum() >= FEW:
             inside = np.abs(sample.g[others])
             numbers |= {
+                f"{name}_correlation": correlation(sample.x[at], sample.y[at]),
                 f"{name}_median": float(np.median(np.abs(sample.g[at]))),
                 f"{name}_far": float(np.mean(np.abs(sample.g[at]) > 1.0)),
                 f"others_far_{name}": float(np.mean(inside > 1.0)),

@@ -40,6 +40,7 @@ MEANINGS = {
     "lag_best_distance": "mean distance at that shift, each at most 2",
     "lag_best_correlation": "correlation at that shift",
     "lag_0_distance": "mean distance without a shift, each at most 2",
+    "(first|last)_correlation": "of log mu and log pi of {} tokens",
     "(first|last)_median": "median gap, in size, of {} tokens",
     "(first|last)_far": "share of {} tokens that are off by more than 1 nat",
     "others_far_(first|last)": "the same of tokens that are neither first nor last",
