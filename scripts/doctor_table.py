@@ -30,7 +30,6 @@ from learners.diagnosis.totals import add_up
 from scripts.parts.program import run_program
 from tasks.errors import require
 
-
 HIDDEN = 2.0  # a fault whose dump has less than so many times the k3 of a healthy one is below rounding
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant who answers in one sentence.<|im_end|>\n"
 
@@ -64,8 +63,8 @@ class Arguments:
 
 
 def trained_weights(arguments: Arguments, folder: Path, rank: int, steps: tuple[int, ...]) -> dict:
-    """The model after these training steps, in ascending order: number -> weights in FP32, adapters merged. They are kept
-    beside the dumps."""
+    """The model after these training steps, in ascending order: number -> weights in FP32, adapters merged; kept beside
+    the dumps."""
     import torch
 
     import train
@@ -74,10 +73,10 @@ def trained_weights(arguments: Arguments, folder: Path, rank: int, steps: tuple[
     kept = folder / f"weights-{rank}.pt"
     if kept.exists():
         return torch.load(kept)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as passing:
         rate = ["--learning-rate=1e-3", f"--lora-rank={rank}"] if rank else []
         rate = [f"--model={arguments.model}", *(f"--{option}" for option in arguments.train), *rate]
-        usual = ["--eval-steps=0", "--save-every=0", "--wandb=disabled", f"--output-dir={folder}/run"]
+        usual = ["--eval-steps=0", "--save-every=0", "--wandb=disabled", f"--output-dir={passing}/run"]
         told = [f"--dtype={arguments.dtype}", f"--seed={arguments.seed}", f"--max-steps={steps[-1]}"]
         config = parse([*told, *rate, *usual])
         task, prompts, held_out = train.load_task(config)

@@ -75,8 +75,8 @@ def other_weights(case: Case) -> Finding | None:
     if not (case.is_beyond_rounding or case.is_directed or (lag and alike)):
         return None
     rewarded = get("reward_z") > 3
-    # Rounded weights move all contexts alike and tokens either way: those drawn from mu a little down. Training moves few
-    # contexts far, and what was rewarded, which was likely, further up.
+    # Rounded weights move all contexts alike and tokens either way: those drawn from mu a little down. Training moves
+    # few contexts far, and what was rewarded, which was likely, further up.
     spread = get("d_90") / max(get("d_50"), 1e-12)
     sharper = get("likely_up_z") > 2 and get("unlikely_up") < 0.5
     uneven = spread > 9 or (spread > 4.2 and sharper)
