@@ -26,8 +26,9 @@ def filtered(case: Case) -> Finding | None:
         marks = [shift > 6, excess > 4 and against > 1.5, get(forced) >= 3, one_way < 0.12,
                  body > 2.5 * tails, same_odds]  # fmt: skip
         one_sided = get("down_squared", 0.5) if side == "mu" else 1 - get("down_squared", 0.5)
-        gross = one_sided > 0.98 and against > 1.5 and excess > 2 and max(get("far_tokens") / 2, get(forced)) >= 3
-        gross = gross and (same_odds or not case.has("pair_slope"))
+        left_alone = get(forced) >= 3 and (same_odds or not case.has("pair_slope"))
+        told = one_sided > 0.8 if left_alone else one_sided > 0.98 and get("far_tokens") >= 6
+        gross = told and against > 1.5 and excess > 2
         many = marks[0] and against > 1.5 and (marks[1] or marks[2]) and sum(marks) >= 4
         if body > 1e-3 and (many or gross) and not _is_constant(case):
             least = get("g_smallest") if side == "mu" else -get("g_largest")
