@@ -241,10 +241,12 @@ def of_pairs(mu, pi, certain=10) -> Dump:
     return Dump(np.arange(many + 1) * (certain + 1), flat_ids, log_mu, log_pi, prompt_ids=prompts, claims=FP16)
 
 
-@pytest.mark.parametrize("ratio", [0.6, 1.6])  # tokens drawn from neither side look as if drawn from pi in the second
-def test_a_temperature_shows_in_nine_uncertain_tokens(ratio):
-    odds = np.array([0.6, 1.1, 1.6, 1.9, 2.3, 2.7, 3.4, 4.0, 4.2])
-    found = diagnose(of_odds(odds, ratio * odds + 0.01 * np.sin(9 * odds)))
+@pytest.mark.parametrize("ratio", [0.6, 1.6])  # so few tokens, nearly all likely, look as if drawn from pi in the second
+def test_a_temperature_shows_in_ten_uncertain_tokens(ratio):
+    odds = np.array([-0.3, 0.6, 1.1, 1.6, 1.9, 2.3, 2.7, 3.4, 4.0, 4.2])
+    apart = np.full((2, 100), 25.0)  # one in each response
+    apart[:, ::10] = odds, ratio * odds + 0.01 * np.sin(9 * odds)
+    found = diagnose(of_odds(*apart, certain=0))
     assert found.name == "temperature", found.sentence
     assert 1 + found.numbers["odds_slope"] == pytest.approx(ratio, abs=0.05)
     assert diagnose(of_odds(odds, ratio * odds + 0.9 * np.sin(9 * odds))).name != "temperature"
@@ -289,7 +291,8 @@ def test_rounded_weights_are_told_from_training_by_its_direction():
     odds = rng.uniform(0.2, 5, 120) * np.where(np.arange(120) % 2, 1, -1)
     size = 0.6 * np.exp(0.9 * rng.standard_normal(120)) * rng.standard_normal(120)
     halves = {"sample_dtype": "bf16", "train_dtype": "bf16"}
-    made = (replace(of_odds(odds, odds + d), claims=halves) for d in (size, np.abs(size) * np.sign(odds)))
+    mostly_up = np.abs(size) * np.sign(odds) * np.where(np.arange(120) // 2 % 4, 1, -1)
+    made = (replace(of_odds(odds, odds + d), claims=halves) for d in (size, mostly_up))
     rounded, trained = map(diagnose, made)
     assert 4.2 < rounded.numbers["d_90"] / rounded.numbers["d_50"] < 9
     assert (rounded.name, trained.name) == ("quantised", "stale"), (rounded.sentence, trained.sentence)
