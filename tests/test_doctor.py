@@ -242,9 +242,9 @@ def of_pairs(mu, pi, certain=10) -> Dump:
 
 
 @pytest.mark.parametrize("ratio", [0.6, 1.6])  # so few tokens, nearly all likely, look as if drawn from pi in the second
-def test_a_temperature_shows_in_ten_uncertain_tokens(ratio):
-    odds = np.array([-0.3, 0.6, 1.1, 1.6, 1.9, 2.3, 2.7, 3.4, 4.0, 4.2])
-    apart = np.full((2, 100), 25.0)  # one in each response
+def test_a_temperature_shows_in_thirteen_uncertain_tokens(ratio):
+    odds = np.array([-0.3 if ratio < 1 else -0.2, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.3, 2.6, 3.0, 3.6, 4.2])
+    apart = np.full((2, 130), 25.0)  # one in each response
     apart[:, ::10] = odds, ratio * odds + 0.01 * np.sin(9 * odds)
     found = diagnose(of_odds(*apart, certain=0))
     assert found.name == "temperature", found.sentence
