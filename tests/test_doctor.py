@@ -241,7 +241,9 @@ def of_pairs(mu, pi, certain=10) -> Dump:
     return Dump(np.arange(many + 1) * (certain + 1), flat_ids, log_mu, log_pi, prompt_ids=prompts, claims=FP16)
 
 
-@pytest.mark.parametrize("ratio", [0.6, 1.6])  # so few tokens, nearly all likely, look as if drawn from pi in the second
+@pytest.mark.parametrize(
+    "ratio", [0.6, 1.6]
+)  # so few tokens, nearly all likely, look as if drawn from pi in the second
 def test_a_temperature_shows_in_thirteen_uncertain_tokens(ratio):
     odds = np.array([-0.3 if ratio < 1 else -0.2, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.3, 2.6, 3.0, 3.6, 4.2])
     apart = np.full((2, 130), 25.0)  # one in each response
