@@ -1,15 +1,17 @@
 """How often the doctor names the right cause: `python scripts/doctor_table.py`.
 
 Both engines make dumps with one fault each (scripts/parts/faults.py), and draws of a few responses are diagnosed. The
-embedded model by default; stale weights and adapters are those of real training steps of it, made first.
+embedded model by default, which answers additions; stale weights and adapters are those of real training steps, made
+first. What the dtype's own rounding hides is healthy, and counted so (`HIDDEN`).
 """
 
 import collections
 import json
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -24,8 +26,12 @@ import tyro
 from pyarrow import parquet
 
 from learners.diagnosis.dump import Dump
+from learners.diagnosis.totals import add_up
 from scripts.parts.program import run_program
 from tasks.errors import require
+
+HIDDEN = 2.0  # a fault whose dump has less than so many times the k3 of a healthy one is below rounding
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant who answers in one sentence.<|im_end|>\n"
 
 
 @dataclass
@@ -34,47 +40,78 @@ class Arguments:
 
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """of both engines"""
+    model: str = "embedded"
+    """a folder with a chat template; "embedded" is the model of this repository"""
+    train: tuple[str, ...] = ()
+    """more options of train.py for the steps behind stale weights, as preset=smollm2-135m"""
+    max_tokens: int = 24
+    """a response is cut here"""
+    only: tuple[str, ...] = ()
+    """faults by name (default: all)"""
     seed: int = 1
     """of prompts and sampling"""
     prompts: int = 128
     """additions"""
     n: int = 8
     """responses to each"""
-    draw: int = 64
-    """responses that are diagnosed together"""
+    draw: tuple[int, ...] = (64,)
+    """responses that are diagnosed together, one size or more"""
     draws: int = 20
     """of each dump"""
     dumps: Path | None = None
     """folder of the dumps; those that are there are not made again (default: none is kept)"""
 
 
-def trained_weights(arguments: Arguments, rank: int, steps: int) -> dict:
-    """The embedded model after each of a few training steps: number -> weights in FP32, adapters merged."""
+def trained_weights(arguments: Arguments, folder: Path, rank: int, steps: tuple[int, ...]) -> dict:
+    """The model after these training steps, in ascending order: number -> weights in FP32, adapters merged; kept beside
+    the dumps."""
+    import torch
+
     import train
     from learners.command_line import parse
 
-    with tempfile.TemporaryDirectory() as folder:
+    kept = folder / f"weights-{rank}.pt"
+    if kept.exists():
+        return torch.load(kept)
+    with tempfile.TemporaryDirectory() as passing:
         rate = ["--learning-rate=1e-3", f"--lora-rank={rank}"] if rank else []
-        usual = ["--eval-steps=0", "--save-every=0", "--wandb=disabled", f"--output-dir={folder}/run"]
-        told = [f"--dtype={arguments.dtype}", f"--seed={arguments.seed}", f"--max-steps={steps}"]
+        rate = [f"--model={arguments.model}", *(f"--{option}" for option in arguments.train), *rate]
+        usual = ["--eval-steps=0", "--save-every=0", "--wandb=disabled", f"--output-dir={passing}/run"]
+        told = [f"--dtype={arguments.dtype}", f"--seed={arguments.seed}", f"--max-steps={steps[-1]}"]
         config = parse([*told, *rate, *usual])
         task, prompts, held_out = train.load_task(config)
         train.prepare(config)
-        import torch
-
         from learners.model.weights import whole_weights
         from learners.record.run_log import RunLog, default_folder
 
         learner = train.build(config, task, prompts, held_out, RunLog(config, default_folder(config)))
         made = {}
-        for number in range(1, steps + 1):
+        for number in range(1, steps[-1] + 1):
             learner.learn(learner.collect(number))
             learner.sync_params_to_actors()
             tensors = whole_weights(learner.causal_lm, torch.float32, learner.precision.train)
-            made[number] = {name: tensor.detach().clone() for name, tensor in tensors}
+            if number in steps:
+                made[number] = {name: tensor.detach().clone() for name, tensor in tensors}
         learner.close()
         task.close()
+    torch.save(made, folder / f"_{kept.name}")
+    os.replace(folder / f"_{kept.name}", kept)
     return made
+
+
+def other_prompt(model: str) -> Callable[[list[int]], list[int]]:
+    """Ids of a prompt -> ids of one that asks the same: the embedded model's sum the other way round, or, for another
+    model, after another system prompt."""
+    from tasks.arithmetic.model import CHECKPOINT
+    from tasks.prompts import load_tokenizer
+
+    tokenizer = load_tokenizer(str(CHECKPOINT) if model == "embedded" else model)
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    if model == "embedded":
+        change = lambda text: re.sub(r"(\d+)\+(\d+)", r"\2+\1", text)
+    else:
+        change = lambda text: re.sub(r"(?s)^(<\|im_start\|>system\n.*?<\|im_end\|>\n)?", SYSTEM, text, count=1)
+    return lambda ids: encode(change(tokenizer.decode(ids)))
 
 
 def select(dump, rows: np.ndarray):
@@ -107,16 +144,23 @@ def make(arguments: Arguments, folder: Path, wanted: dict) -> Iterator[str]:
     """Make the dumps of some faults; the name of each as soon as its file is there."""
     weights = {}
     if any(fault.scoring.weights != "base" for fault in wanted.values()):
-        steps, adapters = trained_weights(arguments, 0, 4), trained_weights(arguments, 4, 6)
+        steps, adapters = (trained_weights(arguments, folder, *what) for what in ((0, (1, 4)), (4, (6,))))
         weights = {"step 1": steps[1], "step 4": steps[4], "adapter": adapters[6]}
+    import torch
+
     from actors import runtime
     from learners.options.precision import TORCH_DTYPES
     from scripts.analyze_mismatch import Arguments as Analysis
     from scripts.analyze_mismatch import load_prompts
     from scripts.parts.faults import SAMPLINGS, Laboratory, dump_of
 
-    config, prompts, _ = load_prompts(Analysis(prompts=arguments.prompts, seed=arguments.seed))
-    runtime.prepare({dtype := TORCH_DTYPES[arguments.dtype]})
+    template = None if arguments.model == "embedded" else "chat"
+    config, prompts, _ = load_prompts(
+        Analysis(arguments.model, prompts=arguments.prompts, seed=arguments.seed, prompt_template=template,
+                 max_tokens=arguments.max_tokens)
+    )  # fmt: skip
+    dtype = TORCH_DTYPES[arguments.dtype]
+    runtime.prepare({dtype, torch.bfloat16})
     laboratory = Laboratory(config.model_path, dtype, config.max_model_len, 128, weights)
     ids, sampled = [prompt.token_ids for prompt in prompts], {}
     for name, fault in wanted.items():
@@ -144,26 +188,37 @@ def keep(folder: Path, name: str, dump: Dump) -> None:
 
 def main(arguments: Arguments) -> int:
     """Make the table; returns the exit code."""
-    require(
-        arguments.draw >= arguments.n, f"--draw is {arguments.draw}; draw at least the {arguments.n} of one prompt."
-    )
+    for size in arguments.draw:
+        require(size >= arguments.n, f"--draw is {size}; draw at least the {arguments.n} of one prompt.")
     from scripts.parts.dump_reading import read
     from scripts.parts.faults import faults
 
-    wanted = faults(lambda prompt: [prompt[0], *prompt], 0, "top-k 3")
-    right = 0
+    wanted = faults(other_prompt(arguments.model), "top-k 3" if arguments.model == "embedded" else "top-k 20")
+    unknown = set(arguments.only) - set(wanted)
+    require(not unknown, f"--only {', '.join(sorted(unknown))}: no such fault; they are {', '.join(wanted)}.")
+    wanted = {name: fault for name, fault in wanted.items() if name in arguments.only or not arguments.only}
+    right, healthy = [0] * len(arguments.draw), None
     with tempfile.TemporaryDirectory() as passing:
         folder = arguments.dumps or Path(passing)
         folder.mkdir(parents=True, exist_ok=True)
         there = [name for name in wanted if (folder / name).exists()]
         missing = {name: fault for name, fault in wanted.items() if name not in there}
-        print("| fault | what is found first |\n|---|---|")
+        print(f"| fault | {' | '.join(f'{size} responses' for size in arguments.draw)} |")
+        print("|---" * (1 + len(arguments.draw)) + "|")
         for name in chain(there, make(arguments, folder, missing) if missing else ()):
-            found = diagnoses(read([folder / name], {}), arguments.draw, arguments.draws, arguments.seed)
-            right += sum(found[cause] for cause in wanted[name].causes) > 0.5 * arguments.draws
-            told = ", ".join(f"{cause} {count}" for cause, count in found.most_common())
-            print(f"| {name} | {told} |", flush=True)
-    print(f"\nright in most draws: {right} of {len(wanted)} kinds")
+            dump, causes, cells = read([folder / name], {}), wanted[name].causes, []
+            k3 = add_up(dump.starts, dump.log_mu, dump.log_pi).k3
+            healthy = k3 if name == "healthy" else healthy
+            by_size = not {"healthy", "precision", "raw-log-probs"} & {*causes}  # those are told by what is claimed
+            hidden = by_size and healthy is not None and k3 < HIDDEN * healthy
+            for i, size in enumerate(arguments.draw):
+                found = diagnoses(dump, size, arguments.draws, arguments.seed)
+                hits = sum(found[cause] for cause in {*causes, *(["healthy"] if hidden else [])})
+                right[i] += hits > 0.5 * arguments.draws
+                cells.append(", ".join(f"{cause} {count}" for cause, count in found.most_common()))
+            print(f"| {name}{' (below rounding)' if hidden else ''} | {' | '.join(cells)} |", flush=True)
+    for size, count in zip(arguments.draw, right, strict=True):
+        print(f"\nright in most draws of {size}: {count} of {len(wanted)} kinds")
     return 0
 
 

@@ -13,7 +13,7 @@ LEVELS = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "8-bit": "8-bit"}
 # Differences of half-precision logits are multiples of 2^-k; nearly all are with k in these ranges, as the logits of
 # language models with large vocabularies are of 4 to 64, those of models with few tokens of 1 to 16.
 GRIDS = {True: {"bf16": range(0, 5), "fp16": range(5, 10)}, False: {"bf16": range(0, 8), "fp16": range(8, 12)}}
-FEWEST_PAIRS = (6, 16)  # that show a dtype; that show a size in units of its grid
+FEWEST_PAIRS = (6, 3, 8)  # that show BF16; FP16; a size in units of the grid
 LARGE_VOCABULARY = 1000
 UNITS = (2.5, 9.0)  # of that grid, what rounding moves the log odds by at most: median and nine-tenths quantile
 DIRECTED = 5.0  # standard errors of a share of signs
@@ -58,11 +58,11 @@ class Case:
 
     def seen(self, side: str) -> str | None:
         """The dtype that the logits of a side ("mu" or "pi") lie on the grid of; None where that cannot be seen."""
-        if self.get("pairs") < FEWEST_PAIRS[0]:
-            return None
         grids = GRIDS[self.get("vocabulary") > LARGE_VOCABULARY]
         grid = self.get(f"grid_{side}", float("inf"))
-        return next((name for name, exponents in grids.items() if grid in exponents), None)
+        found = next((name for name, exponents in grids.items() if grid in exponents), None)
+        # A few differences may lie on a coarser grid than theirs by chance, not on a finer one.
+        return found if self.get("pairs") >= FEWEST_PAIRS[0 if found == "bf16" else 1] else None
 
     @property
     def expected(self) -> str:
@@ -80,7 +80,7 @@ class Case:
     @property
     def unit(self) -> float | None:
         """Of the coarser of the two sides' grids, where both are seen well."""
-        if None in (self.seen("mu"), self.seen("pi")) or min(self.get("pairs"), self.get("open")) < FEWEST_PAIRS[1]:
+        if None in (self.seen("mu"), self.seen("pi")) or min(self.get("pairs"), self.get("open")) < FEWEST_PAIRS[2]:
             return None
         return 2.0 ** -min(self.get("grid_mu"), self.get("grid_pi"))
 

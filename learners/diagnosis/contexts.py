@@ -69,7 +69,7 @@ def _pairs(x: np.ndarray, y: np.ndarray, other_token: np.ndarray) -> dict[str, f
     _, first = np.unique(mixed(dx.astype(np.float32).view(np.uint32)), return_index=True)
     dx, dy = dx[first], dy[first]
     numbers = {"pairs": float(len(dx))}
-    if len(dx) < 3 or not (dx**2).sum():
+    if len(dx) < 2 or not (dx**2).sum():
         return numbers
     slope = (dx @ dy) / (dx @ dx)
     numbers |= {

@@ -3,11 +3,12 @@
 import numpy as np
 
 from learners.diagnosis import contexts, stored
-from learners.diagnosis.sample import Sample, log_odds
+from learners.diagnosis.sample import FAINT, Sample, log_odds
 from learners.diagnosis.totals import Totals
 
 EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of bins of places
 FEW = 8  # tokens, below which a statistic is left out
+FEWEST_ON_LINE = 6  # of a line's two parameters
 
 
 def gather(dump, totals: Totals, sample: Sample) -> dict[str, float]:
@@ -79,14 +80,17 @@ def signs(sample: Sample) -> dict[str, float]:
             numbers[f"{name}_up"] = float(np.mean(moved > 0)) if len(moved) >= FEW else 0.5
             numbers[f"{name}_up_z"] = (numbers[f"{name}_up"] - 0.5) * 2 * float(np.sqrt(len(moved)))
             numbers[f"{name}_up_squared"] = float((g[g > 0] ** 2).sum() / max((g**2).sum(), 1e-30))
-    kept = likely & (np.minimum(sample.x, sample.y) > np.log(0.3))
-    if kept.sum() >= FEW:
+    high, low = np.maximum(sample.x, sample.y), np.minimum(sample.x, sample.y)
+    kept = (high > np.log(0.5)) & (low > np.log(0.3)) & (high < -FAINT) & sample.new
+    numbers["line"] = float(kept.sum())
+    if kept.sum() >= FEWEST_ON_LINE:
         odds, d = sample.x_odds[kept], sample.d[kept]
         design = np.stack([odds, np.ones_like(odds)], 1)
         (slope, intercept), *_ = np.linalg.lstsq(design, d, rcond=None)
         residual = d - design @ (slope, intercept)
         numbers |= {
             "odds_slope": float(slope),
+            "line_up": float(np.mean(d > 0)),
             "odds_slope_error": float(residual.std() / max(odds.std() * np.sqrt(len(odds)), 1e-12)),
             "odds_explained": float(1 - np.mean(residual**2) / max(np.mean(d**2), 1e-30)),
         }
@@ -141,6 +145,7 @@ def ends(sample: Sample) -> dict[str, float]:
         if at.sum() >= 4 and others.sum() >= FEW:
             inside = np.abs(sample.g[others])
             numbers |= {
+                f"{name}_correlation": correlation(sample.x[at], sample.y[at]),
                 f"{name}_median": float(np.median(np.abs(sample.g[at]))),
                 f"{name}_far": float(np.mean(np.abs(sample.g[at]) > 1.0)),
                 f"others_far_{name}": float(np.mean(inside > 1.0)),

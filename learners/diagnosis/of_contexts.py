@@ -27,12 +27,13 @@ def places(case: Case) -> Finding | None:
         )  # fmt: skip
     if not case.is_beyond_rounding:
         return None
-    first, second = get("place_0", math.inf), get("place_1")
+    gross = get("d_50") if get("d_50") > LIMITS["8-bit"][0] else 0.0
+    first, second = get("place_0", math.inf), get("place_1", gross)
     if second > 20 * first and first < middle:
         return Finding(
             "positions", "positions: they go wrong where the response begins", 0.9,
-            f"the first token of the responses agrees to {first:.2g} (log odds, median), the second is off by "
-            f"{second:.2g}.",
+            f"the first token of the responses agrees to {first:.2g} (log odds, median), the next ones are off "
+            f"by {second:.2g}.",
             "Let the positions of the response go on from those of the prompt, in the trainer and in the sampler.",
         )  # fmt: skip
     if get("sure_median") < -0.7 and get("k1") > 0.5:

@@ -26,7 +26,9 @@ def filtered(case: Case) -> Finding | None:
         marks = [shift > 6, excess > 4 and against > 1.5, get(forced) >= 3, one_way < 0.12,
                  body > 2.5 * tails, same_odds]  # fmt: skip
         one_sided = get("down_squared", 0.5) if side == "mu" else 1 - get("down_squared", 0.5)
-        gross = one_sided > 0.98 and against > 1.5 and excess > 2 and get("far_tokens") >= 6
+        left_alone = get(forced) >= 3 and (same_odds or not case.has("pair_slope"))
+        told = one_sided > 0.8 if left_alone else one_sided > 0.98 and get("far_tokens") >= 6
+        gross = told and against > 1.5 and excess > 2
         many = marks[0] and against > 1.5 and (marks[1] or marks[2]) and sum(marks) >= 4
         if body > 1e-3 and (many or gross) and not _is_constant(case):
             least = get("g_smallest") if side == "mu" else -get("g_largest")
@@ -58,30 +60,35 @@ def _ratio(case: Case) -> tuple[float, float]:
     get = case.get
     slope, error = get("pair_slope", 1.0), get("pair_slope_error")
     pairs = get("pairs")
-    if case.has("pair_residual") and pairs >= 3:
+    if case.has("pair_residual"):
         moved = abs(slope - 1) * get("pair_size")
         residual = get("pair_residual")
         clear = (
             (residual < 0.5 * moved and pairs >= 8)
             or (residual < 0.2 * moved and pairs >= 4)
-            or residual < 0.03 * moved
+            or (residual < 0.03 * moved and get("line_up", float(slope > 1)) == (slope > 1))
         )
         if abs(slope - 1) > max(0.01 if pairs >= 32 else 0.03, 8 * error) and 0.1 < slope < 10 and clear:
             return slope, min(0.98, 0.8 + 0.03 * pairs)
         if pairs >= 4 and abs(slope - 1) + 3 * error < 0.03:
             return 1.0, 0.0  # of any two tokens the odds are the same: not a temperature, whatever the signs say
+    slope, explained = get("odds_slope"), get("odds_explained")
+    if not -0.75 < slope < 3 or abs(slope) <= 4 * get("odds_slope_error"):
+        return 1.0, 0.0
+    pairs_say = get("pair_slope", 1 + slope)
+    if pairs_say < 0.1 or abs(pairs_say - (1 + slope)) > 0.5 * abs(slope) + 3 * get("pair_slope_error"):
+        return 1.0, 0.0  # two tokens in one context know nothing of it
+    if case.is_beyond_rounding and explained > 0.97 and get("line_up") == (slope > 0):
+        return 1 + slope, 0.75
     if not case.has("likely_up"):
         return 1.0, 0.0
-    up, down = get("likely_up"), get("unlikely_up", -1.0)
-    squared = get("likely_up_squared")
-    slope, explained = get("odds_slope"), get("odds_explained")
+    up, down, squared = get("likely_up"), get("unlikely_up", -1.0), get("likely_up_squared")
     sharper = up > 0.9 and squared > 0.97
     flatter = up < 0.1 and squared < 0.03
     much = 0.4 if explained > 0.9 else 0.25  # tokens of these probabilities may be likely ones where all are unlikely
     opposite = down < 0 or (down < much if sharper else down > 1 - much)
     enough = get("likely") >= (16 if case.is_beyond_rounding or explained > 0.95 else 60)
     enough = enough and (case.is_beyond_rounding or abs(slope) > 0.05)
-    enough = enough and -0.75 < slope < 3 and abs(slope) > 4 * get("odds_slope_error")
     if (sharper or flatter) and opposite and enough and explained > 0.75 and (slope > 0) == sharper:
         return 1 + slope, min(0.95, 0.5 + 0.5 * explained * (0.8 if down < 0 else 1.0))
     return 1.0, 0.0
@@ -95,7 +102,7 @@ def raw(case: Case) -> Finding | None:
     error, drawn = get("sampled_from_error"), get("sampled_from", -1.0)
     claimed = case.claims.get("temperature")
     if sure:
-        from_pi = drawn > 0 and drawn + 1 > 4 * error
+        from_pi = drawn > 0 and drawn + 1 > 4 * error and get("open") >= 64  # fewer tell neither it nor its error
         as_claimed = (
             claimed is not None and claimed > 0 and abs(claimed - 1) > 0.02 and abs(math.log(ratio * claimed)) < 0.06
         )

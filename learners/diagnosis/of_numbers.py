@@ -160,8 +160,8 @@ def special_token(case: Case) -> Finding | None:
                 none_left = get(f"last_zero_{side}") >= 0.9 and get(f"last_zero_{other}") < 0.8
                 none_left = none_left and get(f"forced_{side}_inside") < 3
                 alone = alone or (none_left and get("last_rms") > 5 * get("others_rms_last"))
-        if where == "first" and not (large and alone and case.middle_is_rounding):
-            continue
+        if where == "first" and not (large and alone and case.middle_is_rounding and get("first_correlation") < 0.5):
+            continue  # first tokens that are off and go together are those that training moves most
         if large or alone:
             return Finding(
                 "special-token", f"the {where} token of a response counts on one side only",

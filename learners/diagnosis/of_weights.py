@@ -75,7 +75,11 @@ def other_weights(case: Case) -> Finding | None:
     if not (case.is_beyond_rounding or case.is_directed or (lag and alike)):
         return None
     rewarded = get("reward_z") > 3
-    uneven = get("d_90") > 4.2 * get("d_50")  # rounding of weights moves all contexts alike, training does not
+    # Rounded weights move all contexts alike and tokens either way: those drawn from mu a little down. Training moves
+    # few contexts far, and what was rewarded, which was likely, further up.
+    spread = get("d_90") / max(get("d_50"), 1e-12)
+    sharper = get("likely_up_z") > 2 and get("unlikely_up") < 0.5
+    uneven = spread > 9 or (spread > 4.2 and sharper)
     directed = case.is_directed or lag is not None or (uneven and case.is_beyond_rounding)
     size = f"the median gap is {get('d_50'):.2g} in log odds (a tenth above {get('d_90'):.2g})"
     if case.units is not None:

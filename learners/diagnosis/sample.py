@@ -7,6 +7,7 @@ import numpy as np
 MOST_TOKENS = 2**20  # beyond this a dump is sampled, in blocks, since the neighbours of a response share its prompt
 BLOCK = 64  # responses
 CERTAIN = 1e-3  # a token that one engine gives all but this says little about the gap
+FAINT = 3e-5  # of 1 - p, what FP32 leaves of its logarithm to a few parts in a hundred
 
 
 @dataclass

@@ -4,6 +4,7 @@
 scripts/doctor.py should then find; scripts/doctor_table.py makes the table of docs/doctor.md from them.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from learners.model.output_head import give_log_probs
 Weights = dict[str, torch.Tensor]
 BATCH = 16  # responses of a forward pass
 DROPOUT = 0.1
+UNUSED_END = 0  # a special token that ends no response of either model
 
 
 @dataclass
@@ -64,6 +66,8 @@ class Scoring:
     """"restart": positions begin again with the response; "stretched": they grow by 1.02 a token; "padded": tokens are
     padded on the left and the padding is seen"""
     batch: int = BATCH
+    dtype: torch.dtype | None = None
+    """of the trainer's model, if not the sampler's"""
 
 
 USUAL = Scoring()
@@ -92,15 +96,15 @@ SAMPLINGS = {
 }  # fmt: skip
 
 
-def faults(other_prompt: Callable, last_token: int, top_k: str) -> dict[str, Fault]:
+def faults(other_prompt: Callable, top_k: str) -> dict[str, Fault]:
     """All that are made, by name.
 
     Args:
         other_prompt: ids of a prompt -> ids of another one that asks the same.
-        last_token: an end-of-sequence token that the model does not use.
         top_k: of `SAMPLINGS`; 20 tokens are no filter for a vocabulary of 99.
     """
     scaled = lambda t: Scoring(temperature=t)
+    halves = {"sample_dtype": "fp16", "train_dtype": "fp16"}
     return {
         "healthy": Fault(("healthy",), again=Scoring(batch=1)),
         "healthy, both at temperature 0.6": Fault(("healthy",), "temperature 0.6", scaled(0.6)),
@@ -125,9 +129,12 @@ def faults(other_prompt: Callable, last_token: int, top_k: str) -> dict[str, Fau
         "dropout 0.1, two passes": Fault(
             ("not-deterministic",), scoring=Scoring(dropout=DROPOUT), again=Scoring(dropout=DROPOUT)),
         "shifted by one token": Fault(("shifted",), scoring=Scoring(shift=1)),
-        "another end-of-sequence token": Fault(("special-token",), scoring=Scoring(last_token=last_token)),
+        "another end-of-sequence token": Fault(("special-token",), scoring=Scoring(last_token=UNUSED_END)),
         "last token masked": Fault(("special-token",), scoring=Scoring(last_left_out=True)),
         "another prompt": Fault(("prompts-differ",), scoring=Scoring(prompt=other_prompt)),
+        "a token more in front of the prompt": Fault(
+            ("prompts-differ",), scoring=Scoring(prompt=lambda ids: [ids[0], *ids])),
+        "BF16 under the name of FP16": Fault(("precision",), scoring=Scoring(dtype=torch.bfloat16), claims=halves),
         "positions begin again": Fault(("positions",), scoring=Scoring(places="restart")),
         "positions stretched": Fault(("positions",), scoring=Scoring(places="stretched")),
         "padding seen": Fault(("positions",), scoring=Scoring(places="padded")),
@@ -154,12 +161,12 @@ class Laboratory:
         from actors.engine import SamplingEngine
 
         self.engine = SamplingEngine(path, dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
-        exact = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
-        base = {name: tensor.detach().clone() for name, tensor in exact.named_parameters()}
+        # Loaded in each dtype, not cast: .to() would round the rotary frequencies, which no trainer does.
+        load = lambda dtype: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+        self._load, self.dtype = functools.cache(lambda dtype: load(dtype).eval().requires_grad_(False)), dtype
+        base = {name: tensor.detach().clone() for name, tensor in load(torch.float32).named_parameters()}
         self.weights = {"base": base, "int8": quantised(base, 127), "int4": quantised(base, 7)} | (weights or {})
-        self.model = exact.to(dtype).eval().requires_grad_(False)
-        self.model.config.use_cache = False
-        self._sampling_weights = self._scoring_weights = "base"
+        self._sampling_weights, self._scoring_weights = "base", {}
 
     def sample(self, prompts: Sequence[list[int]], n: int, max_tokens: int, how: Sampling = SAMPLINGS["usual"],
                seed: int = 0, stop: Sequence[str] = ()) -> Sampled:  # fmt: skip
@@ -219,54 +226,56 @@ class Laboratory:
     @torch.no_grad()
     def score(self, sampled: Sampled, how: Scoring = USUAL) -> list[np.ndarray]:
         """log pi of every response's tokens, FP32."""
-        if how.weights != self._scoring_weights:
-            self.model.load_state_dict(self.weights[how.weights], strict=False)
-            self._scoring_weights = how.weights
-        head = self.model.get_output_embeddings()
-        give_log_probs(head, how.temperature)
-        for module in self.model.modules():
+        dtype = how.dtype or self.dtype
+        model = self._load(dtype)
+        if how.weights != self._scoring_weights.get(dtype, "base"):
+            model.load_state_dict(self.weights[how.weights], strict=False)
+        self._scoring_weights[dtype] = how.weights
+        give_log_probs(model.get_output_embeddings(), how.temperature)
+        for module in model.modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = how.dropout
-        self.model.train(how.dropout > 0)
+        model.train(how.dropout > 0)
         order = sorted(range(len(sampled.responses)), key=lambda i: len(sampled.prompts[i]) + len(sampled.responses[i]))
         made: list[np.ndarray] = [np.zeros(0, np.float32)] * len(order)
         for start in range(0, len(order), how.batch):
             rows = order[start : start + how.batch]
-            for i, values in zip(rows, self._score_batch(sampled, rows, how, head), strict=True):
+            for i, values in zip(rows, _score_batch(model, sampled, rows, how), strict=True):
                 made[i] = values
-        self.model.eval()
+        model.eval()
         return made
-
-    def _score_batch(self, sampled: Sampled, rows: list[int], how: Scoring, head) -> Iterator[np.ndarray]:
-        prompts = [how.prompt(sampled.prompts[i]) if how.prompt else sampled.prompts[i] for i in rows]
-        responses = [list(sampled.responses[i]) for i in rows]
-        if how.last_token is not None:
-            for response, i in zip(responses, rows, strict=True):
-                response[-1] = how.last_token if sampled.finished[i] else response[-1]
-        longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        places = torch.arange(longest).repeat(len(rows), 1)
-        chosen = torch.zeros(len(rows), longest - 1, dtype=torch.bool)
-        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            whole = torch.tensor([*prompt, *response])
-            first = longest - len(whole) if how.places == "padded" else 0
-            ids[row, first : first + len(whole)] = whole
-            begin = first + len(prompt)
-            chosen[row, begin - 1 - how.shift : begin - 1 - how.shift + len(response)] = True
-            if how.places == "restart":
-                places[row, begin:] -= begin
-        if how.places == "stretched":
-            places = places * 1.02
-        hidden = self.model.get_decoder()(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state
-        values = head(hidden[:, :-1][chosen], ids[:, 1:][chosen])
-        for row, part in enumerate(values.split([len(r) for r in responses])):
-            part = part.float().numpy().copy()
-            if how.last_left_out and sampled.finished[rows[row]]:
-                part[-1] = 0.0
-            yield part
 
     def close(self) -> None:
         self.engine.close()
+
+
+def _score_batch(model, sampled: Sampled, rows: list[int], how: Scoring) -> Iterator[np.ndarray]:
+    prompts = [how.prompt(sampled.prompts[i]) if how.prompt else sampled.prompts[i] for i in rows]
+    responses = [list(sampled.responses[i]) for i in rows]
+    if how.last_token is not None:
+        for response, i in zip(responses, rows, strict=True):
+            response[-1] = how.last_token if sampled.finished[i] else response[-1]
+    longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    places = torch.arange(longest).repeat(len(rows), 1)
+    chosen = torch.zeros(len(rows), longest - 1, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        whole = torch.tensor([*prompt, *response])
+        first = longest - len(whole) if how.places == "padded" else 0
+        ids[row, first : first + len(whole)] = whole
+        begin = first + len(prompt)
+        chosen[row, begin - 1 - how.shift : begin - 1 - how.shift + len(response)] = True
+        if how.places == "restart":
+            places[row, begin:] -= begin
+    if how.places == "stretched":
+        places = places * 1.02
+    hidden = model.get_decoder()(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state
+    values = model.get_output_embeddings()(hidden[:, :-1][chosen], ids[:, 1:][chosen])
+    for row, part in enumerate(values.split([len(r) for r in responses])):
+        part = part.float().numpy().copy()
+        if how.last_left_out and sampled.finished[rows[row]]:
+            part[-1] = 0.0
+        yield part
 
 
 def quantised(weights: Weights, levels: int) -> Weights:

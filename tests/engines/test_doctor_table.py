@@ -8,9 +8,10 @@ import pytest
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.engines
-# Too rare in a few responses of this model to be found (padding), or no fault with 99 tokens (the normaliser); what is
-# told less surely than the others: stale weights from quantised ones (docs/doctor.md counts how often).
-UNSURE = {"padding seen", "biased normaliser", "one step stale", "four steps stale", "int4 weights in the sampler"}
+# Too rare in a few responses of this model to be found, or like other weights to it (docs/doctor.md counts how often).
+UNSURE = {"padding seen", "another prompt"}
+
+HIDDEN = " (below rounding)"
 
 
 def test_each_fault_of_the_engines_is_named_first():
@@ -20,9 +21,13 @@ def test_each_fault_of_the_engines_is_named_first():
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     from scripts.parts.faults import faults
 
-    expected = {name: fault.causes for name, fault in faults(list, 0, "top-k 3").items()}
-    assert {name for name, _ in rows} == set(expected)
-    wrong = {name: found for name, found in rows if found.split()[0] not in expected[name] and name not in UNSURE}
+    expected = {name: fault.causes for name, fault in faults(list, "top-k 3").items()}
+    hidden = {name.removesuffix(HIDDEN) for name, _ in rows if name.endswith(HIDDEN)}
+    assert {name.removesuffix(HIDDEN) for name, _ in rows} == set(expected)
+    assert hidden == {"biased normaliser"}, (
+        "99 tokens are too few for its sum to be off; all else is above FP16's rounding"
+    )
+    found = {name.removesuffix(HIDDEN): told.split()[0] for name, told in rows}
+    wrong = {name: told for name, told in found.items() if told not in expected[name] and name not in UNSURE | hidden}
     assert not wrong
-    stale = dict(rows)["four steps stale"]
-    assert "healthy" not in stale
+    assert found["biased normaliser"] == "healthy"
