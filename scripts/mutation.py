@@ -82,7 +82,7 @@ def mutants(source: str):
             setattr(node, field, value)
             mutated = ast.unparse(ast.fix_missing_locations(tree))
             setattr(node, field, before)
-            yield f"{what} {node.lineno}:{node.col_offset}", source.splitlines()[node.lineno - 1].strip(), mutated
+            yield f"{what} {node.lineno}:{node.col_offset}-{node.end_col_offset}", source.splitlines()[node.lineno - 1].strip(), mutated
 
 
 def tests_of(module: str) -> list[str]:
@@ -134,7 +134,8 @@ def outcome(tree: Path, tests: list[str], limit: float, seconds: dict[str, float
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(nowhere, stream)
-            os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
+            if told is None:  # what the first look compiled serves all; a mutant is not to be taken for its module
+                os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
             sys.path[:] = [
                 str(tree),
                 *(path for path in sys.path if path not in ("", str(ROOT), str(ROOT / "scripts"))),
@@ -182,7 +183,8 @@ def main() -> int:
     parser.add_argument(
         "modules", nargs="*", help="files such as tasks/boxed.py (default: all of learners/ and tasks/)"
     )
-    parser.add_argument("--sample", type=int, default=0, help="so many of each module's, drawn from a fixed seed")
+    parser.add_argument("--sample", type=int, default=0, help="so many of each module's, drawn by --seed")
+    parser.add_argument("--seed", type=int, default=0, help="draws another sample, of mutants that no test was made for")
     parser.add_argument(
         "--seconds", type=float, default=120.0, help="for the tests of one mutant; over time is noticed"
     )
@@ -203,7 +205,7 @@ def main() -> int:
     todo = []
     for module in modules:
         found = [(module, *mutant) for mutant in mutants((ROOT / module).read_text())]
-        todo += random.Random(0).sample(found, min(options.sample or len(found), len(found)))
+        todo += random.Random(options.seed).sample(found, min(options.sample or len(found), len(found)))
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     done = {(r["module"], r["what"], r["line"]): True for r in map(json.loads, lines) if r["noticed"]}
     seconds: dict[tuple[str, ...], dict[str, float]] = {}  # by the files that hold a module
