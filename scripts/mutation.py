@@ -4,13 +4,14 @@ A mutant is one small change of meaning in one place: another comparison or oper
 `max`, no `not`, None for what is returned, a call or a keyword of one left out. For each the tests that import the
 module (of --tests, if given) run in a temporary copy of the tree, the fastest files first, until one fails or the time
 is over. They run in a fork of this process, which has imported what they take from other packages, so that a mutant
-costs its tests and no more. What was noticed stands in --out and is not done again, survivors are; a table by module
-and the survivors end the output.
+costs its tests and no more. What was noticed stands in --out and is not done again, survivors are once the module or a
+test of it has changed; a table by module and the survivors end the output.
 """
 
 import argparse
 import ast
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -82,7 +83,8 @@ def mutants(source: str):
             setattr(node, field, value)
             mutated = ast.unparse(ast.fix_missing_locations(tree))
             setattr(node, field, before)
-            yield f"{what} {node.lineno}:{node.col_offset}-{node.end_col_offset}", source.splitlines()[node.lineno - 1].strip(), mutated
+            where = f"{node.lineno}:{node.col_offset}-{node.end_col_offset}"
+            yield f"{what} {where}", source.splitlines()[node.lineno - 1].strip(), mutated
 
 
 def tests_of(module: str) -> list[str]:
@@ -178,13 +180,18 @@ def look_at(tree: Path, module: str, tests: list[str], limit: float) -> dict[str
     return seconds
 
 
+def digest(files: list[str]) -> str:
+    """Of what the files hold."""
+    return hashlib.sha256(b"\0".join((ROOT / file).read_bytes() for file in files)).hexdigest()[:12]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "modules", nargs="*", help="files such as tasks/boxed.py (default: all of learners/ and tasks/)"
     )
     parser.add_argument("--sample", type=int, default=0, help="so many of each module's, drawn by --seed")
-    parser.add_argument("--seed", type=int, default=0, help="draws another sample, of mutants that no test was made for")
+    parser.add_argument("--seed", type=int, default=0, help="another draws mutants that no test was made for")
     parser.add_argument(
         "--seconds", type=float, default=120.0, help="for the tests of one mutant; over time is noticed"
     )
@@ -207,7 +214,12 @@ def main() -> int:
         found = [(module, *mutant) for mutant in mutants((ROOT / module).read_text())]
         todo += random.Random(options.seed).sample(found, min(options.sample or len(found), len(found)))
     lines = options.out.read_text().splitlines() if options.out.exists() else []
-    done = {(r["module"], r["what"], r["line"]): True for r in map(json.loads, lines) if r["noticed"]}
+    state = {module: digest([module, *tests[module]]) for module in modules}
+    done = {
+        (r["module"], r["what"], r["line"]): r["noticed"]
+        for r in map(json.loads, lines)
+        if r["module"] in state and (r["noticed"] or r["state"] == state[r["module"]])
+    }
     seconds: dict[tuple[str, ...], dict[str, float]] = {}  # by the files that hold a module
     with tempfile.TemporaryDirectory() as folder, options.out.open("a") as out:
         copied = Path(folder) / "tree"
@@ -224,6 +236,7 @@ def main() -> int:
             shutil.copy(ROOT / module, copied / module)
             done[module, what, line] = noticed = tests_are != "green"
             record = {"module": module, "what": what, "line": line, "noticed": noticed, "tests": tests_are}
+            record["state"] = state[module]
             print(json.dumps(record), file=out, flush=True)
             print(f"{number}/{len(todo)} {'noticed ' if noticed else 'SURVIVED'} {module} {what}: {line}", flush=True)
     asked = [(module, what, line) for module, what, line, _ in todo]
