@@ -77,6 +77,8 @@ def mutants(source: str):
     told += [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
     left |= {id(node.value) for node in told}  # docstrings too
     left |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    types = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    left |= {id(node) for node in types if ast.unparse(node.test) == "TYPE_CHECKING"}
     for node in list(ast.walk(tree)):
         for what, value, field in list(changes(node)) if id(node) not in left else ():
             before = getattr(node, field)
