@@ -149,7 +149,8 @@ def outcome(tree: Path, tests: list[str], limit: float, seconds: dict[str, float
             import pytest
 
             plugin = Fastest(seconds)
-            options = ["-x", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
+            os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # the others take longer to load than most tests
+            options = ["-x", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "--hypothesis-profile=mutants"]
             # each file by itself: where it fails, the others need not be collected
             for file in sorted(tests, key=lambda file: plugin.files[file]):
                 if code := pytest.main([*options, file], [plugin]):
