@@ -4,13 +4,14 @@ A mutant is one small change of meaning in one place: another comparison or oper
 `max`, no `not`, None for what is returned, a call or a keyword of one left out. For each the tests that import the
 module (of --tests, if given) run in a temporary copy of the tree, the fastest files first, until one fails or the time
 is over. They run in a fork of this process, which has imported what they take from other packages, so that a mutant
-costs its tests and no more. What was noticed stands in --out and is not done again, survivors are; a table by module
-and the survivors end the output.
+costs its tests and no more. What was noticed stands in --out and is not done again, survivors are once the module or a
+test of it has changed; a table by module and the survivors end the output.
 """
 
 import argparse
 import ast
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -76,13 +77,16 @@ def mutants(source: str):
     told += [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
     left |= {id(node.value) for node in told}  # docstrings too
     left |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    types = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    left |= {id(node) for node in types if ast.unparse(node.test) == "TYPE_CHECKING"}
     for node in list(ast.walk(tree)):
         for what, value, field in list(changes(node)) if id(node) not in left else ():
             before = getattr(node, field)
             setattr(node, field, value)
             mutated = ast.unparse(ast.fix_missing_locations(tree))
             setattr(node, field, before)
-            yield f"{what} {node.lineno}:{node.col_offset}", source.splitlines()[node.lineno - 1].strip(), mutated
+            where = f"{node.lineno}:{node.col_offset}-{node.end_col_offset}"
+            yield f"{what} {where}", source.splitlines()[node.lineno - 1].strip(), mutated
 
 
 def tests_of(module: str) -> list[str]:
@@ -108,7 +112,7 @@ def tests_of(module: str) -> list[str]:
 
 
 class Fastest:
-    """A pytest plugin: notes the seconds of every test, and runs first what took least, file by file."""
+    """A pytest plugin: notes the seconds of every test, and runs first what took least."""
 
     def __init__(self, seconds: dict[str, float]):
         self.seconds, self.files = seconds, Counter()
@@ -116,7 +120,7 @@ class Fastest:
             self.files[test.split("::")[0]] += took
 
     def pytest_collection_modifyitems(self, items):
-        items.sort(key=lambda item: (self.files[item.nodeid.split("::")[0]], self.seconds.get(item.nodeid, 0.0)))
+        items.sort(key=lambda item: self.seconds.get(item.nodeid, 0.0))
 
     def pytest_runtest_logreport(self, report):
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
@@ -134,7 +138,8 @@ def outcome(tree: Path, tests: list[str], limit: float, seconds: dict[str, float
             nowhere = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(nowhere, stream)
-            os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
+            if told is None:  # what the first look compiled serves all; a mutant is not to be taken for its module
+                os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
             sys.path[:] = [
                 str(tree),
                 *(path for path in sys.path if path not in ("", str(ROOT), str(ROOT / "scripts"))),
@@ -144,7 +149,12 @@ def outcome(tree: Path, tests: list[str], limit: float, seconds: dict[str, float
             import pytest
 
             plugin = Fastest(seconds)
-            code = pytest.main(["-x", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", *tests], [plugin])
+            os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # the others take longer to load than most tests
+            options = ["-x", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "--hypothesis-profile=mutants"]
+            # each file by itself: where it fails, the others need not be collected
+            for file in sorted(tests, key=lambda file: plugin.files[file]):
+                if code := pytest.main([*options, file], [plugin]):
+                    break
             if told is not None:
                 told.write_text(json.dumps([plugin.seconds, list(sys.modules)]))
         os._exit(code)
@@ -177,12 +187,18 @@ def look_at(tree: Path, module: str, tests: list[str], limit: float) -> dict[str
     return seconds
 
 
+def digest(files: list[str]) -> str:
+    """Of what the files hold."""
+    return hashlib.sha256(b"\0".join((ROOT / file).read_bytes() for file in files)).hexdigest()[:12]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "modules", nargs="*", help="files such as tasks/boxed.py (default: all of learners/ and tasks/)"
     )
-    parser.add_argument("--sample", type=int, default=0, help="so many of each module's, drawn from a fixed seed")
+    parser.add_argument("--sample", type=int, default=0, help="so many of each module's, drawn by --seed")
+    parser.add_argument("--seed", type=int, default=0, help="another draws mutants that no test was made for")
     parser.add_argument(
         "--seconds", type=float, default=120.0, help="for the tests of one mutant; over time is noticed"
     )
@@ -203,9 +219,14 @@ def main() -> int:
     todo = []
     for module in modules:
         found = [(module, *mutant) for mutant in mutants((ROOT / module).read_text())]
-        todo += random.Random(0).sample(found, min(options.sample or len(found), len(found)))
+        todo += random.Random(options.seed).sample(found, min(options.sample or len(found), len(found)))
     lines = options.out.read_text().splitlines() if options.out.exists() else []
-    done = {(r["module"], r["what"], r["line"]): True for r in map(json.loads, lines) if r["noticed"]}
+    state = {module: digest([module, *tests[module]]) for module in modules}
+    done = {
+        (r["module"], r["what"], r["line"]): r["noticed"]
+        for r in map(json.loads, lines)
+        if r["module"] in state and (r["noticed"] or r["state"] == state[r["module"]])
+    }
     seconds: dict[tuple[str, ...], dict[str, float]] = {}  # by the files that hold a module
     with tempfile.TemporaryDirectory() as folder, options.out.open("a") as out:
         copied = Path(folder) / "tree"
@@ -222,6 +243,7 @@ def main() -> int:
             shutil.copy(ROOT / module, copied / module)
             done[module, what, line] = noticed = tests_are != "green"
             record = {"module": module, "what": what, "line": line, "noticed": noticed, "tests": tests_are}
+            record["state"] = state[module]
             print(json.dumps(record), file=out, flush=True)
             print(f"{number}/{len(todo)} {'noticed ' if noticed else 'SURVIVED'} {module} {what}: {line}", flush=True)
     asked = [(module, what, line) for module, what, line, _ in todo]

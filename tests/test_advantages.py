@@ -1,5 +1,7 @@
 """Advantages and aggregations against numpy and loops."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from learners.objectives.advantages import ADVANTAGES
-from learners.objectives.aggregation import UpdateCounts, aggregate
+from learners.objectives.aggregation import Aggregation, UpdateCounts, aggregate
 
-AGGREGATIONS = ("token-sum-constant", "token-mean-sequence", "token-mean-batch")
+AGGREGATIONS = get_args(Aggregation)
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)

@@ -1,6 +1,7 @@
 """Checkpoints as folders, and record files, through kills, damage and full disks."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -24,13 +25,15 @@ def some_files(content: str):
 
 
 def test_the_newest_stay_and_are_whole(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    folder = tmp_path / "a run" / "checkpoints"  # neither is there yet
+    checkpoints, opened = Checkpoints(folder, keep=2), os.listdir("/proc/self/fd")
     for step in (5, 10, 100):
         assert checkpoints.write(name_of(step), some_files(f"of step {step}")) is None
     assert [path.name for path in checkpoints] == ["step-000100", "step-000010"]
     for path in checkpoints:
         assert verify(path) is None
-    assert checkpoints.newest_whole() == (tmp_path / "checkpoints" / "step-000100", [])
+    assert checkpoints.newest_whole() == (folder / "step-000100", [])
+    assert os.listdir("/proc/self/fd") == opened, "files stay open"
 
 
 def test_a_checkpoint_within_a_step_is_newer_than_the_step_before_it():

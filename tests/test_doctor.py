@@ -14,6 +14,7 @@ from learners.diagnosis.glossary import meaning
 from learners.diagnosis.of_weights import lag_of
 from learners.diagnosis.totals import add_up
 from tests.conftest import ROOT
+from tests.programs import run_programs
 
 LENGTH, VOCABULARY, PER_PROMPT = 60, 1500, 4
 
@@ -301,10 +302,14 @@ def test_the_program_says_it_in_one_sentence_and_by_its_exit_code(tmp_path, plai
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):
-    for content in ("", "no json\n", '{"a": 1}\n'):
-        (tmp_path / "bad.jsonl").write_text(content)
-        done = run(tmp_path / "bad.jsonl", "--output-dir", tmp_path / "out")
+    contents = ("", "no json\n", '{"a": 1}\n')
+    for number, content in enumerate(contents):
+        (tmp_path / f"bad-{number}.jsonl").write_text(content)
+    doctor, out = "scripts/doctor.py", tmp_path / "out"
+    bad = ([doctor, tmp_path / f"bad-{number}.jsonl", "--output-dir", out] for number in range(len(contents)))
+    *refused, nowhere = run_programs(*bad, [doctor, tmp_path / "nowhere"])
+    for done in refused:
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
-        assert not (tmp_path / "out").exists()
-    assert run(tmp_path / "nowhere").returncode == 2
+    assert not out.exists()
+    assert nowhere.returncode == 2

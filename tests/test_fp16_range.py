@@ -1,7 +1,5 @@
 """Does a model fit FP16, what becomes of one that does not, and how much of an update reaches the half weights."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from scripts.parts.loss_scales import kind_of
 from scripts.update_reach import reach
 from tasks.arithmetic.model import build_model
 from tasks.errors import NonFiniteError, UsageError
+from tests.programs import run_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = [5, 9, 30, 40, 6]
@@ -111,27 +110,25 @@ def test_a_model_out_of_range_is_told_apart_from_one_that_changes_its_logits():
         TokenLogProbs(model.half()).check()
 
 
-@pytest.mark.parametrize(
-    ("power", "code", "verdict", "options"),
-    [
+def test_the_commands(tmp_path):
+    cases = [
         (6, 0, "powers of two below its end", []),
         (14, 1, "does not fit FP16", []),
         (-12, 0, "its first updates will be skipped, until the scale has fallen", []),
         (-12, 1, "--loss-scale 65536 is above that: every update will be skipped", ["--loss-scale=65536"]),
-    ],
-)
-def test_the_commands(tmp_path, power, code, verdict, options):
-    def run(*command):
-        return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-
-    made = run("scripts/make_out_of_range.py", "--power", str(power), "--output-dir", str(tmp_path / "model"))
-    assert made.returncode == 0, made.stderr
-    lengths = ["--prompt-max-length", "32", "--generate-max-length", "24"]
-    model = ["--model", str(tmp_path / "model"), "--task", "arithmetic", *lengths]
-    checked = run("scripts/check_range.py", "--prompts", "4", "--tokens", "8", *model, *options)
-    assert (checked.returncode, verdict in checked.stdout) == (code, True), checked.stdout + checked.stderr
-    again = run("scripts/make_out_of_range.py", "--output-dir", str(tmp_path / "model"))
-    assert again.returncode == 2 and "is not empty; name a new folder" in again.stderr
+    ]
+    make, check = "scripts/make_out_of_range.py", ["scripts/check_range.py", "--prompts", "4", "--tokens", "8"]
+    check += ["--task", "arithmetic", "--prompt-max-length", "32", "--generate-max-length", "24"]
+    commands = []
+    for number, (power, _, _, options) in enumerate(cases):
+        folder = str(tmp_path / str(number))
+        commands += [[make, "--power", str(power), "--output-dir", folder], [*check, "--model", folder, *options]]
+        commands += [[make, "--output-dir", folder]]
+    ended = run_programs(*commands)
+    for (_, code, verdict, _), made, checked, again in zip(cases, *(ended[i::3] for i in range(3)), strict=True):
+        assert made.returncode == 0, made.stderr
+        assert (checked.returncode, verdict in checked.stdout) == (code, True), checked.stdout + checked.stderr
+        assert again.returncode == 2 and "is not empty; name a new folder" in again.stderr
 
 
 @settings(max_examples=50, deadline=None)

@@ -103,7 +103,7 @@ def test_prompts_by_position_are_the_batches_one_after_the_other(prompts, batch,
 
 
 @pytest.mark.parametrize(("length", "punishment"), [(0, 0), (16384, 0), (16385, -1 / 4096), (18432, -0.5),
-                                                    (20479, -4095 / 4096), (20480, -1)])  # fmt: skip
+                                                    (20479, -4095 / 4096), (20480, -1), (30000, -1)])  # fmt: skip
 def test_the_overlong_punishment_is_dapos(length, punishment):
     """DAPO's own setting: 16,384 tokens and 4,096 more to fall from 0 to -1."""
     made = overlong_punishment(torch.tensor([length]), 20480, 4096)

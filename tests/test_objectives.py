@@ -58,18 +58,19 @@ def weigh(name: str, log_weight: float, th: SimpleNamespace) -> tuple[float, dic
     """The weight that a loss is multiplied by, and what was done to the weight as it was."""
     plain = math.exp(log_weight)
     used = math.exp(clip(log_weight, -th.log_weight_clamp, th.log_weight_clamp)) if th.log_weight_clamp else plain
+    told = {"sequence_weight" if "seq" in name else "token_weight": plain}
     if name.endswith("-tis"):
-        return min(used, th.tis_cap), {"truncated_fraction": plain > th.tis_cap}
+        return min(used, th.tis_cap), told | {"truncated_fraction": plain > th.tis_cap}
     if name.endswith("-mis"):
-        return (used if used <= th.mis_cap else 0.0), {"masked_fraction": plain > th.mis_cap}
+        return (used if used <= th.mis_cap else 0.0), told | {"masked_fraction": plain > th.mis_cap}
     if name == "icepop":
         outside = not th.icepop_low <= plain <= th.icepop_high
-        return (0.0 if outside else used), {"masked_fraction": outside}
-    return used, {}
+        return (0.0 if outside else used), told | {"masked_fraction": outside}
+    return used, told
 
 
 def reference(name: str, logp: list, mu: list, old: list, advantage: float, options: dict):
-    """One response in plain Python: losses, their derivatives by log pi, and the statistics, token by token."""
+    """One response in plain Python: losses, their derivatives by log pi, and all statistics, token by token."""
     th = SimpleNamespace(**{"log_weight_clamp": 0.0, "dual_clip": 0.0} | options)
     if name.endswith("-bypass"):  # mu in the place of pi_old
         name, old = name.removesuffix("-bypass"), mu
@@ -85,6 +86,7 @@ def reference(name: str, logp: list, mu: list, old: list, advantage: float, opti
             side = "positive" if advantage >= 0 else "negative"
             k, lam = options[f"vespo_k_{side}"], options[f"vespo_lambda_{side}"]
             log_weight = sum(logp) - sum(mu)
+            flag["sequence_weight"] = math.exp(log_weight)
             flag["phi"] = math.exp(k * log_weight + lam * (1 - math.exp(log_weight)))  # w^k exp(lambda (1 - w))
             loss, slope = -flag["phi"] * advantage * p, -flag["phi"] * advantage
         elif name.startswith("grpo") or name == "icepop":
@@ -93,14 +95,14 @@ def reference(name: str, logp: list, mu: list, old: list, advantage: float, opti
             if name != "grpo":
                 weight, flag = weigh(name, sum(old) - sum(mu) if "seq" in name else o - m, th)
             loss, slope = weight * loss, weight * slope
-            flag["clip_fraction"] = clipped
+            flag["ratio"], flag["clip_fraction"] = math.exp(p - o), clipped
             if th.dual_clip:
                 flag["dual_clip_fraction"] = dual
         elif name == "gspo":
-            ratio = math.exp((sum(logp) - sum(old)) / len(logp))
+            flag["ratio"] = ratio = math.exp((sum(logp) - sum(old)) / len(logp))
             loss, slope, flag["clip_fraction"], _ = surrogate(ratio, advantage, th.clip_low, th.clip_high)
         elif name == "gmpo":
-            pushes_up = advantage >= 0
+            flag["ratio"], pushes_up = math.exp(p - o), advantage >= 0
             used = [(min if pushes_up else max)(a - b, clip(a - b, -th.clip_low, th.clip_high))
                     for a, b in zip(logp, old, strict=True)]  # fmt: skip
             loss = -advantage * math.exp(sum(used) / len(used))
@@ -109,10 +111,10 @@ def reference(name: str, logp: list, mu: list, old: list, advantage: float, opti
         elif name == "sapo":
             tau = th.sapo_tau_positive if advantage > 0 else th.sapo_tau_negative
             sigmoid = 1 / (1 + math.exp(-tau * (math.exp(p - o) - 1)))
-            flag["gate"] = 4 * sigmoid * (1 - sigmoid)
+            flag["ratio"], flag["gate"] = math.exp(p - o), 4 * sigmoid * (1 - sigmoid)
             loss, slope = -advantage * sigmoid * 4 / tau, -advantage * flag["gate"] * math.exp(p - o)
         elif name == "cispo":
-            ratio = math.exp(p - o)
+            flag["ratio"] = ratio = math.exp(p - o)
             weight = clip(ratio, 1 - th.clip_low, 1 + th.clip_high)
             flag["clip_fraction"] = weight != ratio
             loss, slope = -weight * advantage * p, -weight * advantage
@@ -120,7 +122,7 @@ def reference(name: str, logp: list, mu: list, old: list, advantage: float, opti
             pi_p, mu_p = math.exp(p), math.exp(m)
             apart = abs(pi_p - mu_p) if name == "dppo-tv" else binary_kl(mu_p, pi_p)
             away = (advantage > 0 and pi_p > mu_p) or (advantage < 0 and pi_p < mu_p)
-            flag["masked_fraction"] = away and apart > th.dppo_delta
+            flag["ratio"], flag["masked_fraction"] = pi_p / mu_p, away and apart > th.dppo_delta
             loss = slope = 0.0 if flag["masked_fraction"] else -advantage * pi_p / mu_p
             loss, slope = loss + th.dppo_tau * (p - m) ** 2, slope + 2 * th.dppo_tau * (p - m)
         else:
@@ -159,6 +161,7 @@ def test_loss_gradient_and_fractions_equal_plain_python(name, seed, rows, width)
         losses, slopes, flags = reference(name, *columns, batch.advantages[i].item(), thresholds)
         np.testing.assert_allclose(loss[i, places].detach().numpy(), losses, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(batch.logp.grad[i, places].numpy(), slopes, rtol=1e-9, atol=1e-12)
+        assert not flags or set(statistics) == set(flags[0])
         for key in flags[0] if flags else ():
             made = statistics[key][i].expand(width)[places].tolist()
             np.testing.assert_allclose(made, [flag[key] for flag in flags], rtol=1e-9, atol=1e-12, err_msg=key)

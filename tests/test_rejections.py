@@ -141,6 +141,23 @@ def test_m2po_rejects_the_fewest_tokens_that_it_takes(log_weights, gaps, cap):
     assert not made.flatten()[~mask].any()
 
 
+AT_THE_BOUND = {  # where pi is mu: a weight of 1, nothing apart
+    "geo": {"geo_low": 1.0, "geo_high": 1.0}, "k3": {"k3_cap": 0.0}, "max-token": {"token_k2_cap": 0.0},
+    "outlier": {"outlier_low": 1.0, "outlier_high": 1.0}, "veto": {"veto_below": 1.0}, "opsm": {"opsm_delta": 0.0},
+    "icepop": {"icepop_low": 1.0, "icepop_high": 1.0}, "kpop": {"kpop_cap": 0.0}, "m2po": {"m2_cap": 0.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REJECTIONS)
+@pytest.mark.parametrize("log_weight", [0.0, -1e-3, 1e-3])
+def test_what_is_at_its_bound_is_kept_and_what_is_beyond_is_not(name, log_weight):
+    logp = torch.full((1, 2), -1.0, dtype=torch.float64)
+    batch = PolicyBatch(logp, logp - log_weight, -torch.ones(1), torch.ones(1, 2, dtype=torch.bool))
+    one_sided = {"veto": log_weight > 0, "opsm": log_weight > 0}
+    kept = REJECTIONS[name](batch, **AT_THE_BOUND[name])
+    assert kept.unique().tolist() == [log_weight == 0 or one_sided.get(name, False)]
+
+
 def test_m2po_looks_at_all_responses_together_and_the_others_at_their_own():
     """Whether a response is kept does not depend on what stands beside it, but under m2po."""
     compared, _ = random_comparison(5, 8, 6)

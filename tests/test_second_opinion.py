@@ -1,8 +1,6 @@
 """`doctor.py --model`: the same tokens scored here tell which side is at fault."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from learners.diagnosis.dump import Dump
 from scripts.parts.second_opinion import first_responses, opinions
 from tasks.arithmetic.model import CHECKPOINT, build_tokenizer
 from tasks.errors import UsageError
-from tests.conftest import ROOT
+from tests.programs import run_programs
 
 TEMPERATURE = 1.2  # of the side that is wrong: the sampler says what it did not sample from
 
@@ -65,8 +63,9 @@ def test_what_cannot_be_scored_is_refused(dump, tmp_path):
     with pytest.raises(UsageError, match=r"response 1 .* has none"):
         opinions("embedded", ("fp32",), dump, 3)
     row = {"response_ids": [5, 6], "log_mu": [-1.0, -2.0], "log_pi": [-1.0, -2.5]}
-    for more, sentence in (({}, "the dump has no prompt_ids"), ({"prompt_ids": [200]}, "another model's")):
-        (tmp_path / "dump.jsonl").write_text(json.dumps(row | more) + "\n")
-        command = [sys.executable, "scripts/doctor.py", str(tmp_path / "dump.jsonl"), "--model", "embedded"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    cases = (({}, "the dump has no prompt_ids"), ({"prompt_ids": [200]}, "another model's"))
+    for number, (more, _) in enumerate(cases):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps(row | more) + "\n")
+    ended = run_programs(*(["scripts/doctor.py", tmp_path / f"{n}.jsonl", "--model", "embedded"] for n in range(2)))
+    for (_, sentence), done in zip(cases, ended, strict=True):
         assert done.returncode == 2 and sentence in done.stderr

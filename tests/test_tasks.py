@@ -159,6 +159,7 @@ def test_math_reads_mixes_and_grades(jsonl):
     options = ["--task", "math", "--data", first, second, "--data-weights", "1", "3", "--eval-data", second]
     task = TASKS["math"].build(parse(options))
     try:
+        assert task.name == "math"
         assert [(e.question, e.source, e.weight) for e in task.train][1:] == [("x?", 0, 1.0), ("9?", 1, 3.0)]
         assert [e.question for e in task.test] == ["9?"]
         responses = [r"\boxed{\frac{2}{2}}", r"\boxed{3}", r"\boxed{8}"]
@@ -183,6 +184,7 @@ def test_sanity_reads_a_builders_folder_and_the_usual_columns(tmp_path, jsonl, r
     assert config.task.prompt_template == "qwen_math"
     task = TASKS["sanity"].build(config)
     task.close()
+    assert task.name == "sanity"
     assert [(e.question, e.answer) for e in task.train] == [("1+1?", "2")]
     assert task.template is TEMPLATES["qwen_math"]
 
@@ -198,6 +200,7 @@ def test_reasoning_gym_scores_with_the_generators_own_scorer():
     options = ["--train-problems", "20", "--max-eval", "10", "--eval-steps", "5"]
     task = TASKS["reasoning-gym"].build(parse(["--task", "reasoning-gym", "--data", "simple_equations", *options]))
     try:
+        assert task.name == "reasoning-gym"
         assert len(task.train) == 20 and not {e.question for e in task.train} & {e.question for e in task.test}
         reference = task.train[3].answer
         right = json.loads(reference)["answer"]

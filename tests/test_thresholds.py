@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 
-from learners.objectives import OBJECTIVES, RECIPES, REJECTIONS, defaults
+from learners.objectives import OBJECTIVES, RECIPES, REJECTIONS, PolicyBatch, defaults
 from learners.objectives.advantages import group_std
 from learners.objectives.batch import finite_exp
+from learners.objectives.trust_regions import masked_surrogate
 from learners.objectives.weights import importance_weight
 from tests.conftest import ROOT
 
@@ -152,3 +153,10 @@ def test_a_weight_at_its_bound_is_within():
             told = next(value for name, value in statistics.items() if name.endswith("fraction"))
             assert told.item() == changed
             assert weight.item() == (1.0 if not changed or "tis_cap" in limit else 0.0)
+
+
+def test_a_token_at_the_radius_of_its_trust_region_is_within():
+    batch = PolicyBatch(torch.full((1, 1), -0.5), torch.full((1, 1), -1.0), torch.ones(1), torch.ones(1, 1) > 0)
+    for delta, dropped in ((0.25, 0.0), (0.24, 1.0)):
+        loss, statistics = masked_surrogate(batch, torch.full((1, 1), 0.25), delta, tau=0.0)
+        assert statistics["masked_fraction"].item() == dropped and (loss.item() == 0) == bool(dropped)

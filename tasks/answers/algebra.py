@@ -33,9 +33,9 @@ _MEANT = {  # what the grammar reads otherwise, and what it is made to read
     r"(?<=\\pi)\(": r"\\cdot(",  # pi is no function
     r"(?<![\d.])(\d+)\.(\d{1,60})(?![\d.])": lambda m: f"\\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}",  # exactly
 }
-_UNREAD = re.compile(  # infinities, all equal there; x2, 1/2x and 1'000, which are read in more than one way
+_UNREAD = re.compile(  # infinities, all equal there; x2, 1/2x, f(x+1) and 1'000, which are read in more than one way
     r"\\text|\\infty|mod|dots|\\[pm]{2}|\d_|\d \d|(?<![a-zA-Z\\])[a-zA-Z]\d|\d'|'\d"
-    r"|/\d+(?:[a-zA-Z(]|\\(?!cdot|[pm]{2}|r))"
+    r"|/\d+(?:[a-zA-Z(]|\\(?!cdot|[pm]{2}|r))|(?<![a-zA-Z\\])[fgh]\((?!\w+\))"
 )
 _UNBOUNDED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 

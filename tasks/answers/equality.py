@@ -50,8 +50,7 @@ def _lists(a: Value, b: Value) -> bool:
         return _in_order(a, b)
     left = list(b.parts)
     for item in a.parts:
-        found = next((i for i, other in enumerate(left) if same(item, other)), None)
-        if found is None:
+        if (found := next((i for i, other in enumerate(left) if same(item, other)), None)) is None:
             return False
         del left[found]
     return not left

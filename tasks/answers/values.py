@@ -106,8 +106,8 @@ def _matrix(text: str) -> Value | None:
 
 
 def _several(text: str) -> Value | None:
-    """A list; of "x = 1 or x = -2" what x may be."""
-    for separator in _SEPARATORS:
+    """A list; of "x = 1 or x = -2" what x may be. "x > 1 and x < 5" is none: it is no union."""
+    for separator in _SEPARATORS if not re.search(rf"(?:{_RELATION}).*\band\b", text) else ():
         parts = [part for part in split_top(text, separator) if part.strip()]
         if len(parts) > 1 or separator == _SEPARATORS[-1]:
             parts = [choice for part in parts for choice in _choices(part)]

@@ -1,9 +1,11 @@
 """Five updates on a fixed batch by the learner alone: `fixed_batch.py OUT STAGES [--gathered] [train.py's options]`.
 
 Run as one process or under torchrun; writes the FP32 masters after each run as OUT-<stage>.safetensors. With --gathered
-ZeRO-3 really gathers every parameter, however small, and the processes have different numbers of chunks of tokens.
+ZeRO-3 really gathers every parameter, however small, and the processes have different numbers of chunks of tokens; so
+they have in what follows. Several such lines, with a + between them, run one after the other.
 """
 
+import itertools
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,9 +107,14 @@ def five_updates(learner, to: str) -> None:
         save_file(masters, to)
 
 
+def command_lines(words: list[str]) -> list[list[str]]:
+    """Those that the words are, with a + between them: what loads the engines once for all."""
+    return [list(line) for is_end, line in itertools.groupby(words, lambda word: word == "+") if not is_end]
+
+
 if __name__ == "__main__":
-    where, stages, *rest = sys.argv[1:]
-    for each in stages.split(","):
-        with learner_alone(Path(f"{where}-run"), f"--zero-stage={each}", "--dtype=fp32", *rest) as built:
-            five_updates(built, f"{where}-{each}.safetensors")
+    for where, stages, *rest in command_lines(sys.argv[1:]):
+        for each in stages.split(","):
+            with learner_alone(Path(f"{where}-run"), f"--zero-stage={each}", "--dtype=fp32", *rest) as built:
+                five_updates(built, f"{where}-{each}.safetensors")
     leave()

@@ -3,7 +3,8 @@
 Run as one process or under torchrun, on the real learner in FP32, with STAGES such as 123. For each ZeRO stage and
 objective, and for rejections, it says how far the two gradients are apart, relative to their size, how far they are
 from what by_hand.py makes of it, and the shares of the responses that were passed backwards and of what was rejected;
-and keeps the gradient. All of that goes to TO.json and TO.safetensors, under <stage>/<case>.
+and keeps the gradient. All of that goes to TO.json and TO.safetensors, under <stage>/<case>. Several such lines may be
+given, with a + between them.
 """
 
 import json
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.engines.by_hand import slopes_by_hand
-from tests.engines.fixed_batch import fixed_batch, learner_alone, leave
+from tests.engines.fixed_batch import command_lines, fixed_batch, learner_alone, leave
 
 # Rejections and what stands beside them; thresholds such that some are rejected and some are not.
 REJECTING = {
@@ -116,8 +117,7 @@ def report(learner, case: str) -> tuple[dict[str, float], torch.Tensor]:
     return told, part.float()
 
 
-if __name__ == "__main__":
-    to, stages, *rest = sys.argv[1:]
+def run(to: str, stages: str, *rest: str) -> None:
     reports, gradients = {}, {}
     for stage in stages:
         arguments = [f"--zero-stage={stage}", "--dtype=fp32", "--learning-rate=1e-30", "--train-batch-size=16"]
@@ -132,4 +132,9 @@ if __name__ == "__main__":
             if learner.processes.rank == 0:
                 Path(f"{to}.json").write_text(json.dumps(reports))
                 save_file(gradients, f"{to}.safetensors")
+
+
+if __name__ == "__main__":
+    for line in command_lines(sys.argv[1:]):
+        run(*line)
     leave()

@@ -33,27 +33,30 @@ def two_processes(*command: str) -> list[str]:
     ]  # fmt: skip
 
 
+def lines(out: Path, texts: list[str]) -> list[str]:
+    """The words of several command lines, each of which begins with a name in a folder, for one program."""
+    return " + ".join(f"{out}/{text}" for text in texts).split()
+
+
+def run_lines(*command: str) -> None:
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=600)  # or it hangs
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.fixture(scope="module")
 def masters(tmp_path_factory):
     """FP32 masters after five updates on one fixed batch, by how they were trained."""
     out = tmp_path_factory.mktemp("fixed")
     script = str(ROOT / "tests" / "engines" / "fixed_batch.py")
-    runs = {
-        "one": [sys.executable, script, str(out / "one"), "2"],
-        "tokens": [sys.executable, script, str(out / "tokens"), "1,3", "--micro-batch-tokens=90"],
-        "two": two_processes(script, str(out / "two"), "1,2,3"),
-        "two-tokens": two_processes(script, str(out / "two-tokens"), "2", "--micro-batch-tokens=90"),
-        "two-gathered": two_processes(script, str(out / "two-gathered"), "3", "--gathered"),
-        "two-checkpointing": two_processes(
-            script, str(out / "two-checkpointing"), "3", "--gathered", "--gradient-checkpointing=True"
-        ),
-        "fp16": [sys.executable, script, str(out / "fp16"), "1,2,3", "--dtype=fp16", "--micro-batch-size=4"],
-        "bf16": [sys.executable, script, str(out / "bf16"), "1,2,3", "--dtype=bf16", "--micro-batch-size=4"],
-        "two-bf16": two_processes(script, str(out / "two-bf16"), "1", "--dtype=bf16", "--micro-batch-size=4"),
-    }
-    for command in runs.values():
-        done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=180)  # or it hangs
-        assert done.returncode == 0, done.stderr[-3000:]
+    half = {dtype: f"--dtype={dtype} --micro-batch-size=4" for dtype in ("fp16", "bf16")}
+    tokens = "--micro-batch-tokens=90"
+    one = ["one 2", f"tokens 1 {tokens}", *(f"{dtype} 1,2 {options}" for dtype, options in half.items())]
+    two = ["two 1,2", f"two-tokens 2 {tokens}", f"two-bf16 1 {half['bf16']}"]
+    # ZeRO-3 is last: what is built after it in the same process is cut up as well
+    one += [f"tokens 3 {tokens}", *(f"{dtype} 3 {options}" for dtype, options in half.items())]
+    two += ["two 3", "two-gathered 3 --gathered", "two-checkpointing 3 --gathered --gradient-checkpointing=True"]
+    run_lines(sys.executable, script, *lines(out, one))
+    run_lines(*two_processes(script, *lines(out, two)))
     return {path.stem: load_file(path) for path in out.glob("*.safetensors")}
 
 
@@ -184,15 +187,9 @@ def gradients(tmp_path_factory):
     """Where gradients.py left its reports and gradients, of every objective and some rejections, by how it was run."""
     out = tmp_path_factory.mktemp("gradients")
     script = str(ROOT / "tests" / "engines" / "gradients.py")
-    runs = {
-        "one": [sys.executable, script, str(out / "one"), "2"],
-        "fours": [sys.executable, script, str(out / "fours"), "2", "--micro-batch-size=4"],
-        "tokens": [sys.executable, script, str(out / "tokens"), "2", "--micro-batch-tokens=90"],
-        "two": two_processes(script, str(out / "two"), "123"),
-    }
-    for command in runs.values():
-        done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
+    alone = lines(out, ["one 2", "fours 2 --micro-batch-size=4", "tokens 2 --micro-batch-tokens=90"])
+    run_lines(sys.executable, script, *alone)
+    run_lines(*two_processes(script, str(out / "two"), "123"))
     return out
 
 
