@@ -41,6 +41,27 @@ def test_what_there_is_not_is_refused(asked_for):
         load_benchmark(asked_for, *COLUMNS)
 
 
+ON_THE_HUB = {
+    "aime24": ("HuggingFaceH4/aime_2024", "problem", "answer"),
+    "amc23": ("math-ai/amc23", "question", "answer"),
+    "math500": ("HuggingFaceH4/MATH-500", "problem", "answer"),
+    "minerva": ("math-ai/minervamath", "question", "answer"),
+    "olympiad_bench": ("math-ai/olympiadbench", "question", "final_answer"),
+}
+
+
+def test_a_name_is_a_set_with_columns_of_its_own_and_all_else_has_those_asked_for(file, monkeypatch):
+    read = []
+    monkeypatch.setattr("tasks.benchmarks.read_questions", lambda *how: read.append(how) or [])
+    assert set(ON_THE_HUB) == set(HUB_BENCHMARKS)
+    for name, where in ON_THE_HUB.items():
+        assert load_benchmark(name, "q", "a").name == name
+        assert read.pop() == (*where, "test", "--benchmark")
+    for source in (str(file), "some/set"):
+        load_benchmark(f"mine={source}", "q", "a")
+        assert read.pop() == (source, "q", "a", "test", "--benchmark")
+
+
 def test_a_hub_that_does_not_answer_is_said_with_the_way_out(monkeypatch):
     import huggingface_hub
 

@@ -189,6 +189,15 @@ def test_sanity_reads_a_builders_folder_and_the_usual_columns(tmp_path, jsonl, r
     assert task.template is TEMPLATES["qwen_math"]
 
 
+def test_sanity_reads_what_is_trained_on_and_asks_for_no_columns_but_the_usual(monkeypatch):
+    read = []
+    monkeypatch.setattr("tasks.datasets.read_questions", lambda *how, others: read.append((how, others)) or [])
+    monkeypatch.setattr("tasks.mixture.mix", lambda sets, weights: [Example("1+1", "2")])
+    TASKS["sanity"].build(parse(["--task", "sanity", "--data", "some/set"])).close()
+    usual = [("problem", "answer"), ("question", "answer"), ("prompt", "reward_model.ground_truth")]
+    assert read == [(("some/set", "problem", "answer", "train", "--data"), usual)]
+
+
 def test_sanity_without_a_card_has_the_authors_template(jsonl):
     assert parse(["--task", "sanity", "--data", "some/set"]).task.prompt_template == "r1_distill_qwen"
 
