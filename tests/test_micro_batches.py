@@ -1,12 +1,14 @@
 """Micro-batches: every response once, within the limits, little padding, equally many on every process."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.update.micro_batches import deal, with_something_to_teach
+from learners.update.micro_batches import MOST_PADDING, deal, with_something_to_teach
 
 
 def padding_share(cuts: list, lengths) -> float:
@@ -30,6 +32,19 @@ def test_every_response_is_dealt_once_and_no_limit_is_exceeded(lengths, processe
     for cut in (cut for cuts in dealt for cut in cuts):
         padded = len(cut) * int(lengths[cut].max())
         assert len(cut) <= most if kind == "size" else (padded <= most or len(cut) == 1)
+
+
+@given(lengths=st.lists(st.integers(1, 400), min_size=1, max_size=60), tokens=st.integers(1, 3000))
+def test_a_micro_batch_ends_where_the_next_response_would_break_a_limit(lengths, tokens):
+    lengths = torch.tensor(lengths)
+    for cut, following in pairwise(deal(lengths, 1, tokens=tokens)[0]):
+        joined = lengths[torch.cat([cut, following[:1]])]
+        padded = len(joined) * int(joined.max())
+        assert padded > tokens or padded - int(joined.sum()) > MOST_PADDING * padded
+
+
+def test_the_larger_one_of_a_round_goes_to_each_process_in_turn():
+    assert deal(torch.tensor([8, 7, 6, 5, 4, 3, 2, 1]), 2, size=1) == [[0, 3, 4, 7], [1, 2, 5, 6]]
 
 
 def long_tailed(seed: int) -> torch.Tensor:

@@ -89,7 +89,8 @@ def test_processes_take_the_same_rounds():
 
 
 def test_statistics_add_up_or_are_left_out():
-    infos = [{"actor/num_data": 4, "actor/rewards": 1.0}, {"actor/num_data": 6, "actor/rewards": 0.0}]
+    of_a_response = ("rewards", "response_tok_len", "sampling_max_tokens", "sampling_temperature")
+    infos = [{"actor/num_data": count} | {f"actor/{name}": 1.0 for name in of_a_response} for count in (4, 6)]
     assert total_info(infos) == {"actor/num_data": 10}
 
 

@@ -119,6 +119,10 @@ def test_a_steps_rollouts_and_what_they_claim_appear_whole(tmp_path, named, conf
         {"prompt_ids": [4], "response_ids": [5, 6], "log_mu": [-3.0, -4.0], "log_pi": [-1.5, -2.0], "reward": 0.0,
          "group": 448, "step": 8},
     ]  # fmt: skip
+    config.precision.sample_dtype = "bf16"  # the run goes on with other options
+    write_rollouts(config, tmp_path, 9, batch, -torch.arange(6.0).view(2, 3) / 2)
+    assert json.loads((folder / "step-000009.parquet.claims.json").read_text())["sample_dtype"] == "bf16"
+    assert json.loads((folder / "claims.json").read_text())["sample_dtype"] == "fp16"
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints

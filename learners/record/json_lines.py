@@ -33,7 +33,6 @@ class JsonLines:
         self._waiting += _line(record)
         try:
             with self.path.open("r+b" if self.path.exists() else "wb") as file:
-                file.truncate(self._size)  # of an attempt that did not get to its end
                 file.seek(self._size)
                 file.write(self._waiting)
         except OSError as error:
@@ -51,9 +50,8 @@ def read(path: Path) -> list[dict]:
     """
     lines = path.read_bytes().split(b"\n")
     records = [json.loads(line) for line in lines[:-1] if line.strip()]
-    if lines[-1].strip():
-        with contextlib.suppress(ValueError):  # it was cut off
-            records.append(json.loads(lines[-1]))
+    with contextlib.suppress(ValueError):  # nothing, or what was cut off
+        records.append(json.loads(lines[-1]))
     return records
 
 

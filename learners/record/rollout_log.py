@@ -32,7 +32,7 @@ def write_rollouts(config: Config, folder: Path, step: int, batch, log_pi: Tenso
         log_pi: (B, L - 1), of the trainer at the weights that sampled.
     """
     folder = folder / ROLLOUTS
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
     for i, mask in enumerate(batch.response_mask):
         length, first = int(batch.lengths[i]), int(batch.lengths[i] - mask.sum())
