@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import traceback
+from types import SimpleNamespace
 
 import cloudpickle
 import numpy as np
@@ -14,9 +15,11 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.processes import across_processes, from_first, gather, place
+from actors.processes import Processes, across_processes, from_first, gather, place
 from learners.checkpoints.folders import Checkpoints, find_checkpoint, name_of
 from learners.checkpoints.interruption import Interruption
+from learners.command_line import parse
+from learners.record.evaluation import evaluate
 from learners.record.tally import Tally
 
 
@@ -156,6 +159,16 @@ def test_sums_largest_all_and_the_firsts(tmp_path):
             "place": (rank, 3), "sum": [6.0, -6.0], "max": [3.0, -1.0], "nothing": [], "in place": [6.0, -6.0],
             "all": [{"of": 0}, {"of": 1}, {"of": 2}], "first": "of 0", "told": "SIGTERM",
         }  # fmt: skip
+
+
+def test_what_the_processes_of_an_engine_evaluate_together_counts_once(tmp_path):
+    def work(rank, count=4, tensor_parallel=2):
+        graded = lambda rewards, seed: (np.array(rewards)[:, None],) * 2
+        place = Processes(rank, count, tensor_parallel)
+        made = evaluate(parse([]), SimpleNamespace(evaluate=graded), [1.0, 0.0, 0.0], place)
+        return {name: value for name, value in made.items() if not name.startswith("time/")}
+
+    assert on_processes(4, work, tmp_path) == [work(0, 1, 1)] * 4
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints

@@ -11,11 +11,8 @@ import pytest
 from actors.processes import Processes
 from learners.command_line import parse
 from learners.record import run_log
+from learners.record.evaluation import evaluate
 from learners.record.run_log import NoLog, RunLog, default_folder
-from tests.stand_ins import stand_ins
-
-with stand_ins("actors.math_actor"):
-    from learners.record.evaluation import evaluate
 
 
 @pytest.fixture
@@ -89,7 +86,7 @@ def test_what_is_no_number_is_null_and_what_goes_on_drops_what_came_later(tmp_pa
         prompts = [SimpleNamespace(question=f"q{n}", reference=f"r{n}") for n in range(6)]
         answers = [SimpleNamespace(response=f"a{n}", rewards=[0.0, n / 100]) for n in range(12)]
         log.samples(step, prompts, answers, 2)
-        log.step(step, metrics(step / 10, eval__accuracy=step / 10, some__thing=math.nan))
+        log.step(step, metrics(step / 10, eval__accuracy=(3 - step) / 10, some__thing=math.nan))
         if step == 2:
             kept = json.loads(json.dumps(log.state()))
     assert [record["some/thing"] for record in lines(tmp_path, "metrics.jsonl")] == [None] * 3
@@ -100,8 +97,8 @@ def test_what_is_no_number_is_null_and_what_goes_on_drops_what_came_later(tmp_pa
     }  # fmt: skip
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["prompts"] == 7 and written["precision"]["dtype"] == "fp16" and written["output"]["name"] == "a-run"
-    assert kept["steps_done"] == kept["sampled"] == 2 and kept["evaluations"] == [[1, 0.1], [2, 0.2]]
-    assert kept["best_evaluation"] == [2, 0.2] and kept["wandb_id"] is None
+    assert kept["steps_done"] == kept["sampled"] == 2 and kept["evaluations"] == [[1, 0.2], [2, 0.1]]
+    assert kept["best_evaluation"] == [1, 0.2] and kept["wandb_id"] is None
     (tmp_path / "summary.json").write_text("{}")
     again = RunLog(config, tmp_path, resumed=kept | {"seconds": 100.0})
     assert not (tmp_path / "summary.json").exists(), "it is unfinished again"
@@ -110,7 +107,7 @@ def test_what_is_no_number_is_null_and_what_goes_on_drops_what_came_later(tmp_pa
     ]
     assert [record["step"] for record in again.history] == [1, 2]
     assert {record["step"] for record in lines(tmp_path, "samples.jsonl")} == {1, 2}
-    assert again.evaluations == [(1, 0.1), (2, 0.2)]
+    assert again.evaluations == [(1, 0.2), (2, 0.1)]
     assert 100 <= time.time() - again.started < 110
     assert again.state()["steps_done"] == 2 and again.state()["sampled"] == 2
 
@@ -188,8 +185,10 @@ def test_an_evaluation_is_of_all_prompts_and_of_answers_that_are_wholly_right():
         "of two of four, two right: all but 1 pair of 6"
     )
     assert made["eval/accuracy_stderr"] > 0 and made["time/evaluate"] >= 0
-    once = evaluate(
-        parse([]), SimpleNamespace(evaluate=lambda p, seed: (rewards[:, :1], rewards[:, :1])), ["a"] * 3, Processes()
+    once, twice = (
+        evaluate(parse([]), SimpleNamespace(evaluate=lambda p, seed, n=n: (rewards[:, :n],) * 2), [""] * 3, Processes())
+        for n in (1, 2)
     )
     assert "eval/pass_at_k" not in once and once["eval/accuracy"] == pytest.approx(2 / 3)
+    assert "eval/pass_at_k" in twice
     assert evaluate(config, actor, [], Processes()) == {}

@@ -1,14 +1,19 @@
 """Accuracy on held-out problems during training, shared among the engines of a run."""
 
+from __future__ import annotations
+
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actors.math_actor import MathActor
 from actors.processes import Processes, gather
 from learners.options.config import Config
 from tasks.accuracy import Accuracy
 from tasks.prompts import Prompt
+
+if TYPE_CHECKING:
+    from actors.math_actor import MathActor
 
 
 def evaluate(config: Config, actor: MathActor, prompts: list[Prompt], processes: Processes) -> dict[str, float]:
