@@ -120,6 +120,28 @@ def test_sizes_from_config_json_alone(hub, model, billions):
     assert sum(shape.trained) == shape.whole and not shape.frozen
 
 
+@pytest.mark.parametrize(("kind", "options", "mlp", "expert", "kv_heads"), [
+    ("qwen3_moe", {"num_experts": 6, "moe_intermediate_size": 96, "num_key_value_heads": 2}, 0, 96, 2),
+    ("qwen3_moe", {"num_experts": 6, "moe_intermediate_size": 96, "mlp_only_layers": [1]}, 320, 96, 4),
+    ("qwen3_moe", {"num_experts": 6, "moe_intermediate_size": 96, "decoder_sparse_step": 2}, 320, 96, 4),
+    ("mixtral", {"num_local_experts": 6, "num_key_value_heads": 2}, 0, 320, 2),
+    ("deepseek_v3", {"n_routed_experts": 6, "moe_intermediate_size": 96, "n_group": 1, "topk_group": 1}, 0, 96, 4),
+    ("qwen2", {"num_key_value_heads": 2}, 320, 0, 2),
+    ("gpt_neox", {"max_position_embeddings": 8192}, 320, 0, 4),
+])  # fmt: skip
+def test_what_is_read_of_a_mixture_by_any_of_its_names(tmp_path, kind, options, mlp, expert, kv_heads):
+    sizes = dict(hidden_size=128, intermediate_size=320, num_attention_heads=4, num_hidden_layers=2, vocab_size=256)
+    sizes |= {"num_key_value_heads": 4} if kind in ("qwen3_moe", "deepseek_v3") else {}
+    experts = 6 if expert else 0
+    chosen = {"num_experts_per_tok": 2} if experts else {}
+    described = AutoConfig.for_model(kind, **sizes | chosen | options)
+    described.architectures = ["ForCausalLM"]
+    described.save_pretrained(tmp_path)
+    shape = shape_of(parse([f"--model={tmp_path}", "--plan=True", "--plan-memory=80", *MATH]))
+    assert (shape.mlp, shape.expert, shape.experts, shape.kv_heads) == (mlp, expert, experts, kv_heads)
+    assert shape.chosen_experts == (2 if experts else 0) and (shape.layers, shape.hidden, shape.heads) == (2, 128, 4)
+
+
 def test_adapters_are_all_that_is_trained(hub):
     shape = shape_of(
         parse(["--model=Qwen/Qwen2.5-Math-1.5B", "--plan=True", "--plan-memory=80", "--lora-rank=32", *MATH])
