@@ -10,6 +10,7 @@ Exit codes: 0 healthy, 1 something is found, 2 the input is refused.
 
 import json
 import math
+import os
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -270,7 +271,10 @@ def main(arguments: Arguments) -> int:
     diagnosis = diagnose(dump)
     table = corrections(dump)
     compared = with_model(arguments, dump) if arguments.model else []
-    print(page(diagnosis, dump, table, compared, text))
+    try:
+        print(page(diagnosis, dump, table, compared, text), flush=True)
+    except BrokenPipeError:  # `| head` had enough; the exit code still tells
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if folder is not None:
         try:
             write(folder, diagnosis, dump, table, compared, text)

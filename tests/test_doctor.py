@@ -103,6 +103,7 @@ def test_tokens_drawn_from_pi_tell_raw_log_probabilities_from_a_temperature():
     raw = toy(lambda a, b: (a, b / 0.8), sampled_as=lambda a: a / 0.8)
     assert diagnose(raw).name == "raw-log-probs"
     assert diagnose(raw).numbers["sampled_from"] == pytest.approx(1, abs=0.7)
+    assert diagnose(replace(raw, claims={"temperature": 1.0})).name == "temperature", "raw is processed at 1"
     drawn_from_mu = toy(lambda a, b: (a, b / 0.8))
     assert diagnose(drawn_from_mu).name == "temperature"
     assert diagnose(drawn_from_mu).numbers["sampled_from"] == pytest.approx(-1, abs=0.7)
@@ -111,6 +112,27 @@ def test_tokens_drawn_from_pi_tell_raw_log_probabilities_from_a_temperature():
 def test_a_claimed_filter_that_log_mu_does_not_know_of(plain):
     assert diagnose(replace(plain, claims={"top_p": 0.9})).name == "raw-log-probs"
     assert diagnose(replace(plain, claims={"top_p": 1.0})).is_healthy
+
+
+def test_a_token_that_is_off_wherever_it_stands_and_one_that_is_off_once(plain):
+    ids, counts = np.unique(plain.response_ids, return_counts=True)
+    places = np.flatnonzero(plain.response_ids == ids[np.argmin(np.abs(counts - 9))])
+    assert len(places) >= 4
+    for spoilt, name in ((places, "special-token"), (places[:1], "few-responses")):
+        log_pi = plain.log_pi.copy()
+        log_pi[spoilt] -= 5
+        told = with_values(plain, log_pi=log_pi)
+        assert diagnose(replace(told, claims={"sample_dtype": "fp16", "train_dtype": "fp16"})).name == name
+
+
+def test_a_page_that_is_cut_off_leaves_its_exit_code(tmp_path):
+    row = {"response_ids": [1, 2], "log_mu": [-0.5, -0.25], "log_pi": [-0.5, -0.25]}
+    (tmp_path / "dump.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(64)))
+    told = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{sys.executable} {ROOT}/scripts/doctor.py {tmp_path}/dump.jsonl | true"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "Traceback" not in told.stderr and told.returncode == 0
 
 
 def test_a_shift_by_one_token(plain):

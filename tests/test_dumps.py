@@ -158,6 +158,9 @@ def test_claims_that_disagree_are_left_open_and_unknown_ones_refused(tmp_path):
     assert any("colour" in problem for problem in dump.problems)
     assert "no claim that is known" in refusal(tmp_path / "0.jsonl", claims={"colour": "red"})
     assert "a number is wanted" in refusal(tmp_path / "0.jsonl", claims={"top_p": "much"})
+    assert "top_p is 3; it is from 1e-09 to 1." in refusal(tmp_path / "0.jsonl", claims={"top_p": 3})
+    assert "temperature is -1; it is from" in refusal(tmp_path / "0.jsonl", claims={"temperature": -1})
+    assert "it is one of bf16, fp16, fp32." in refusal(tmp_path / "0.jsonl", claims={"train_dtype": "banana"})
 
 
 def test_the_same_numbers_on_both_sides_are_a_problem(tmp_path):

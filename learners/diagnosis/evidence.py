@@ -171,6 +171,7 @@ def by_id(sample: Sample) -> dict[str, float]:
         "id_share": float(squares[most] / squares.sum()),
         "id_count": float(counts[most]),
         "id_rms": float(np.sqrt(squares[most] / counts[most])),
+        "id_typical": float(np.median(np.abs(sample.g[inverse == most]))),
         "id_others_rms": float(np.sqrt(rest)),
     }
 

@@ -52,6 +52,7 @@ MEANINGS = {
     "id_share": "share of it that this token has",
     "id_count": "how often this token is there",
     "id_rms": "its root mean square gap",
+    "id_typical": "its median gap",
     "id_others_rms": "that of all others",
     "place_(\\d+)": "median gap in log odds from place {} to the next one listed",
     "early|late": "median gap in log odds, places 1 to 7; the last 40% from place 16 on",

@@ -87,6 +87,14 @@ def not_deterministic(case: Case) -> Finding | None:
 def few_responses(case: Case) -> Finding | None:
     get = case.get
     middle = LIMITS[case.expected][0]
+    lone = get("id_typical") <= 0.1 * get("id_rms") and get("id_others_rms") < 0.1 * get("id_rms")
+    if case.middle_is_rounding and lone and get("id_count") >= 4 and get("id_share") > 0.8 and get("id_rms") > 0.3:
+        return Finding(
+            "few-responses", "a few tokens make up the gap", 0.7,
+            f"some of the {get('id_count'):.0f} tokens of id {get('id'):.0f} hold {get('id_share'):.0%} of the squared "
+            "gap; the others are at rounding.",
+            "Look at the tokens listed: they were scored in another context, or overwritten on one side.",
+        )  # fmt: skip
     far = get("row_far")
     if (0 < far <= 0.3 and get("row_median") <= middle and get("row_largest") > 20
             and get("row_few_share") > 0.8 and get("g_rms") > middle):  # fmt: skip

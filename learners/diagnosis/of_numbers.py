@@ -178,6 +178,7 @@ def special_token(case: Case) -> Finding | None:
         and get("id_count") >= 4
         and get("id_others_rms") < 0.1 * get("id_rms")
         and get("id_rms") > 0.3
+        and get("id_typical") > 0.1 * get("id_rms")  # most of them are off, and not one by chance of this id
     ):
         return Finding(
             "special-token", f"token {get('id'):.0f} counts on one side only", 0.9,

@@ -71,11 +71,14 @@ def _numbered(labels: np.ndarray) -> np.ndarray:
     return np.fromiter((numbers.setdefault(label, len(numbers)) for label in labels.tolist()), np.int64, len(labels))
 
 
+RANGES = {"temperature": (1e-3, 1e3), "top_p": (1e-9, 1.0), "top_k": (-1, 1e9), "min_p": (0.0, 1.0)}
+
+
 def checked_claims(claims: dict, where: str) -> dict:
     """Claims with dtypes by their short names.
 
     Raises:
-        UsageError: a name is not one of `CLAIMS`, or a number is none.
+        UsageError: a name is not one of `CLAIMS`, a number is none or out of its range, or a dtype is unknown.
     """
     made = {}
     for name, value in claims.items():
@@ -86,6 +89,8 @@ def checked_claims(claims: dict, where: str) -> dict:
             require(isinstance(value, str), f"{where}: {name} is {value!r:.40}; name a dtype, such as bf16.")
             value = value.removeprefix("torch.").lower()
             value = DTYPES.get(value, value)
+            known = sorted(set(DTYPES.values()))
+            require(value in known, f"{where}: {name} is {value!r:.40}; it is one of {', '.join(known)}.")
         elif name == "lora":
             require(isinstance(value, bool), f"{where}: lora is {value!r:.40}; it is true or false.")
         elif name == "rollout_quantization":
@@ -93,6 +98,8 @@ def checked_claims(claims: dict, where: str) -> dict:
         else:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             require(is_number and abs(value) < 1e9, f"{where}: {name} is {value!r:.40}; a number is wanted.")
+            low, high = RANGES[name]
+            require(low <= value <= high, f"{where}: {name} is {value:g}; it is from {low:g} to {high:g}.")
         made[name] = value
     return made
 
