@@ -95,6 +95,13 @@ class Case:
         return self.get("d_50") <= LIMITS[self.expected][0] and (self.units is None or self.units <= UNITS[0])
 
     @property
+    def one_id_holds_the_gap(self) -> bool:
+        """Whether nearly all of the gap is at tokens of one id, and the others are at rounding."""
+        size = self.get("id_rms")
+        alone = self.get("id_share") > 0.8 and self.get("id_others_rms") < 0.1 * size and self.get("id_count") >= 4
+        return self.middle_is_rounding and alone and size > 0.3
+
+    @property
     def is_beyond_rounding(self) -> bool:
         """Whether the gap is larger than rounding in the dtypes at hand makes it."""
         middle, most = LIMITS[self.expected]

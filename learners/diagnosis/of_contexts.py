@@ -87,8 +87,7 @@ def not_deterministic(case: Case) -> Finding | None:
 def few_responses(case: Case) -> Finding | None:
     get = case.get
     middle = LIMITS[case.expected][0]
-    lone = get("id_typical") <= 0.1 * get("id_rms") and get("id_others_rms") < 0.1 * get("id_rms")
-    if case.middle_is_rounding and lone and get("id_count") >= 4 and get("id_share") > 0.8 and get("id_rms") > 0.3:
+    if case.one_id_holds_the_gap and get("id_typical") <= 0.1 * get("id_rms"):
         return Finding(
             "few-responses", "a few tokens make up the gap", 0.7,
             f"some of the {get('id_count'):.0f} tokens of id {get('id'):.0f} hold {get('id_share'):.0%} of the squared "

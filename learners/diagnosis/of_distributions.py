@@ -107,9 +107,8 @@ def raw(case: Case) -> Finding | None:
             claimed is not None and claimed > 0 and abs(claimed - 1) > 0.02 and abs(math.log(ratio * claimed)) < 0.06
         )
         on_grid = case.seen("mu") is not None and case.seen("pi") is None and drawn > -0.5 + error
-        if claimed == 1.0:
-            return None  # where both are at 1, raw and processed are the same: pi is at another
-        if from_pi or as_claimed or (on_grid and error < 0.7 and drawn > 0):
+        # Claimed to be 1, raw and processed are the same, and it is pi that is at another.
+        if claimed != 1.0 and (from_pi or as_claimed or (on_grid and error < 0.7 and drawn > 0)):
             told = f", as claimed ({claimed:g})" if as_claimed else ""
             return Finding(
                 "raw-log-probs", "log_mu is raw: it is of the model's own logits, not of what was sampled from",

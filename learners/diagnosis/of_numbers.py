@@ -172,14 +172,7 @@ def special_token(case: Case) -> Finding | None:
                 "mask it on "
                 "one side.",
             )  # fmt: skip
-    if (
-        case.middle_is_rounding
-        and get("id_share") > 0.8
-        and get("id_count") >= 4
-        and get("id_others_rms") < 0.1 * get("id_rms")
-        and get("id_rms") > 0.3
-        and get("id_typical") > 0.1 * get("id_rms")  # most of them are off, and not one by chance of this id
-    ):
+    if case.one_id_holds_the_gap and get("id_typical") > 0.1 * get("id_rms"):  # most of them, and not one by chance
         return Finding(
             "special-token", f"token {get('id'):.0f} counts on one side only", 0.9,
             f"token id {get('id'):.0f}, {get('id_count'):.0f} of the sample's tokens, makes up "

@@ -10,6 +10,9 @@ from scripts.parts.dump import DTYPES, TOKENS, Part, Ragged
 from scripts.parts.dump_formats import files_of, parts_of
 from tasks.errors import UsageError, first_line, require
 
+# What a claim may be; -1 is how vLLM says that there is no top-k.
+RANGES = {"temperature": (1e-3, 1e3), "top_p": (1e-9, 1.0), "top_k": (-1, 1e9), "min_p": (0.0, 1.0)}
+
 
 def read(paths: list[Path], claims: dict, form: str | None = None) -> Dump:
     """Read files and folders into one dump.
@@ -69,9 +72,6 @@ def _together(parts: list[Part], problems: list[str]) -> Dump:
 def _numbered(labels: np.ndarray) -> np.ndarray:
     numbers: dict = {}
     return np.fromiter((numbers.setdefault(label, len(numbers)) for label in labels.tolist()), np.int64, len(labels))
-
-
-RANGES = {"temperature": (1e-3, 1e3), "top_p": (1e-9, 1.0), "top_k": (-1, 1e9), "min_p": (0.0, 1.0)}
 
 
 def checked_claims(claims: dict, where: str) -> dict:
